@@ -1,0 +1,137 @@
+# Plain GNU make, one file, no configure step.  `make help` lists the targets.
+#   make                 programs, with CUDA when nvcc is found (CUDA=0 leaves it out)
+#   make SAN=address,undefined test     any -fsanitize= list; builds in a folder of its own
+MODULES   := traces kernels capture sim analyze
+PROGRAMS  := kv-trace kv-capture kv-sim kv-analyze
+MAIN_kv-trace   := traces/main.c
+MAIN_kv-capture := capture/main.c
+MAIN_kv-sim     := sim/main.c
+MAIN_kv-analyze := analyze/main.c
+
+CC        ?= cc
+NVCC      ?= $(shell command -v nvcc 2>/dev/null)
+CUDA      ?= $(if $(NVCC),1,0)
+CUDA_ARCH ?= 80 90
+PREFIX    ?= /usr/local
+SAN       ?=
+comma     := ,
+hash      := \#
+OUT       := build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
+OBJ       := $(OUT)/obj$(if $(filter 1,$(CUDA)),-cuda)
+
+WARN      := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wconversion -Wno-sign-conversion
+CFLAGS    ?= -O2 -g
+KFLAGS    := -std=c11 -I. -I$(OBJ) -D_GNU_SOURCE -ffp-contract=off -fno-math-errno -pthread $(WARN) \
+             $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
+PKGS      := libzstd jansson libpcre2-8 sqlite3 openblas
+# The packages may be missing while `make deps` runs, so these are recursive and silent.
+PKGCFLAGS  = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+LIBS       = $(shell pkg-config --libs $(PKGS) 2>/dev/null || echo -lzstd -ljansson -lpcre2-8 -lsqlite3 -lopenblas) -ldl -lm
+KSRC      := $(filter-out kernels/nocuda.c,$(wildcard kernels/*.c))
+ifeq ($(CUDA),1)
+CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
+GENCODE   := $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
+             -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+CULIBS    := -L$(CUDA_HOME)/lib64 -lcudart_static -lcublas -lstdc++ -lrt
+KSRC      += $(wildcard kernels/*.cu)
+else
+KSRC      += $(wildcard kernels/nocuda.c)
+endif
+
+MAINS     := $(foreach p,$(PROGRAMS),$(MAIN_$p))
+LIBSRC    := $(filter-out $(MAINS),$(foreach m,traces capture sim analyze,$(wildcard $m/*.c $m/*/*.c))) $(KSRC)
+LIB       := $(OBJ)/libkv.a
+BINS      := $(PROGRAMS:%=$(OUT)/%)
+TESTS     := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/test_*.c))
+
+## all: the programs (default), in build/
+all: $(BINS)
+
+# What the build was: commit, compiler, CUDA or not. Rewritten only when it changes.
+BUILD_ID  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)$(shell git diff --quiet HEAD -- $(MODULES) 2>/dev/null || echo +) $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null | head -1 | sed 's/^/cc-/') $(if $(filter 1,$(CUDA)),cuda,cpu)
+$(OBJ)/build_id.h: FORCE
+	@mkdir -p $(@D); echo '#define KV_BUILD_ID "$(BUILD_ID)"' > $@.new; cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+$(OBJ)/traces/cli.c.o: $(OBJ)/build_id.h
+# SQL that programs carry in themselves.
+$(OBJ)/%.sql.h: %.sql
+	@mkdir -p $(@D)
+	sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
+$(OBJ)/sim/results.c.o: $(OBJ)/sim/schema.sql.h
+
+$(OBJ)/%.c.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(if $(filter kernels/%,$<),-O3) $(KFLAGS) -MMD -MP $(PKGCFLAGS) -c $< -o $@
+$(OBJ)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
+$(LIB): $(patsubst %,$(OBJ)/%.o,$(LIBSRC))
+	@rm -f $@ && ar rcs $@ $^
+define program
+$(OUT)/$1: $(OBJ)/$(MAIN_$1).o $(LIB)
+	@mkdir -p $$(@D)
+	$(CC) $(CFLAGS) $(KFLAGS) $$^ -o $$@ -rdynamic -Wl,--as-needed $$(LIBS) $(CULIBS)
+endef
+$(foreach p,$(PROGRAMS),$(eval $(call program,$p)))
+$(OUT)/tests/%: $(OBJ)/tests/%.c.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ -rdynamic -Wl,--as-needed $(LIBS) $(CULIBS)
+
+
+# ---------------------------------------------------------------------------------------------------- packages
+DEB_BUILD := gcc libc6-dev pkg-config libzstd-dev libsqlite3-dev libopenblas-dev libjansson-dev libpcre2-dev gnuplot-nox
+DEB_MODEL := python3 python3-pip ca-certificates
+DEB_TEST  := zstd python3-numpy python3-zstandard
+# $(call install,packages): install what is missing, or print the command and stop.
+install_cmd = sh tests/deps.sh $1
+
+## deps: install the Debian packages that are missing (as root or through sudo; else prints the command)
+deps:
+	@$(call install_cmd,$(DEB_BUILD))
+## model: fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) into build/models/
+model:
+	@$(call install_cmd,$(DEB_MODEL))
+	@sh capture/get-model.sh build/models
+## demo: model -> traces -> replay -> results.db -> figures in build/demo, in a few minutes on two cores
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@$(call install_cmd,$(DEB_MODEL)) || echo "demo: goes on without pip"
+	@sh analyze/demo.sh build build/demo
+## test: units, goldens, command line; installs what it needs; GPU tests are skipped without a GPU
+test:
+	@$(call install_cmd,$(DEB_BUILD) $(DEB_TEST))
+	@$(MAKE) --no-print-directory all tests
+	@sh tests/run.sh $(OUT)
+tests: $(TESTS)
+## bench: timings as CSV, one row per thing measured (needs `make model`)
+bench: all $(OUT)/tests/bench_kernels
+	@sh tests/bench.sh $(OUT)
+
+# ---------------------------------------------------------------------------------------------------- checks
+SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c tests/*.[ch])
+LINTFLAGS = $(KFLAGS) $(PKGCFLAGS) -fsyntax-only -Werror
+## lint: include arrows, each header alone, warnings as errors in gcc and clang, formatting
+lint: $(OBJ)/build_id.h $(OBJ)/sim/schema.sql.h
+	sh tests/arrows.sh
+	for h in $(filter %.h,$(SRCS)); do gcc $(LINTFLAGS) -Wno-unused-function -Wno-unused-variable -x c $$h || exit 1; done
+	for cc in gcc clang; do $$cc $(LINTFLAGS) $(filter %.c,$(SRCS)) || exit 1; done
+	clang-format --dry-run -Werror $(SRCS)
+## format: rewrite the sources with clang-format
+format:
+	clang-format -i $(SRCS)
+## install: programs and figures under $(PREFIX) (honours DESTDIR)
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kvtrace/plots
+	install -m 755 $(BINS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 plots/*.sql plots/*.gp $(DESTDIR)$(PREFIX)/share/kvtrace/plots
+## clean: remove what was built (the fetched model stays in build/models)
+clean:
+	find build -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +
+## help: this list
+help:
+	@sed -n 's/^## //p' Makefile | awk -F': ' '{printf "  %-9s %s\n", $$1, $$2}'
+	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
+
+FORCE:
+.PHONY: all deps model demo test tests bench lint format install clean help FORCE
+.SECONDARY:
+-include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

@@ -1,0 +1,100 @@
+/* analysis.c - what the commands share (analysis.h). */
+#include "analyze/analysis.h"
+#include "analyze/stats.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+
+const char *const kv_default_metrics[] = {"layer_error", "recall", NULL};
+
+kv_status kv_analysis_open(const kv_analysis *a, kv_db **db, kv_selection *s, kv_error *err)
+{
+    kv_status st = kv_db_open(a->db, db, err);
+    if (st) return st;
+    st = kv_select(*db, &a->policies, &a->budgets, &a->traces, &a->categories, a->model, s, err);
+    if (st) kv_db_close(*db), *db = NULL;
+    return st;
+}
+
+void kv_print_note(FILE *talk, const kv_group_note *note)
+{
+    if (note->merged)
+        fprintf(talk,
+                "note: %zu times one prompt had several runs (seeds, rows or traces) under one policy and budget; they "
+                "were averaged first\n",
+                note->merged);
+    if (note->undefined)
+        fprintf(talk, "note: %zu values are undefined and left out (column undefined)\n", note->undefined);
+    if (note->n_min != note->n_max)
+        fprintf(talk, "note: not every line has the same number of prompts (%zu to %zu): compare lines with care\n",
+                note->n_min, note->n_max);
+    if (note->n_max == 1) fputs("note: one prompt only, so there are no intervals\n", talk);
+}
+
+void kv_print_interval_line(FILE *f)
+{
+    fprintf(f, "%g%% interval over prompts: percentile bootstrap, %u resamples, seed %u", KV_BOOT_LEVEL * 100,
+            KV_BOOT_RESAMPLES, KV_BOOT_SEED);
+}
+
+kv_status kv_print_data(const kv_analysis *a, const char *metric, kv_sheet *s, kv_error *err)
+{
+    if (a->format == KV_OUT_CSV) {
+        kv_status st;
+        if ((st = kv_sheet_add_col(s, "resamples", err)) || (st = kv_sheet_add_col(s, "seed", err))) return st;
+        for (size_t r = 0; r < s->n_row; r++) {
+            *kv_sheet_at(s, r, (int)s->n_col - 2) = kv_int(KV_BOOT_RESAMPLES);
+            *kv_sheet_at(s, r, (int)s->n_col - 1) = kv_int(KV_BOOT_SEED);
+        }
+        kv_print_csv(a->out, s);
+        return KV_OK;
+    }
+    fputs("{\"metric\": ", a->out);
+    kv_put_json(a->out, metric, strlen(metric));
+    fprintf(a->out,
+            ", \"interval\": {\"level\": %g, \"method\": \"percentile bootstrap over prompts\", \"resamples\": %u, "
+            "\"seed\": %u},\n \"rows\": ",
+            KV_BOOT_LEVEL, KV_BOOT_RESAMPLES, KV_BOOT_SEED);
+    kv_print_json(a->out, s);
+    fputs("}\n", a->out);
+    return KV_OK;
+}
+
+void kv_print_heading(FILE *f, const kv_sheet *s)
+{
+    static const char *const col[] = {"metric", "unit", "better"}, *const after[] = {" (", "), ", " is better"};
+    for (int i = 0; i < 3 && s->n_row; i++) {
+        const kv_cell *c = kv_sheet_at(s, 0, kv_sheet_find(s, col[i]));
+        kv_put_plain(f, kv_cell_text(c), strlen(kv_cell_text(c)));
+        fputs(after[i], f);
+    }
+}
+
+double kv_column_largest(const kv_sheet *s, int col)
+{
+    double m = 0;
+    for (size_t r = 0; r < s->n_row; r++) {
+        double v = fabs(kv_cell_number(kv_sheet_at(s, r, col)));
+        if (v > m) m = v;
+    }
+    return m;
+}
+
+int kv_decimals(double largest)
+{
+    if (!(largest > 0) || !isfinite(largest)) return 4;
+    int d = 3 - (int)floor(log10(largest));
+    return d < 0 ? 0 : d > 6 ? 6 : d;
+}
+
+kv_status kv_cell_format(kv_sheet *s, kv_cell *c, kv_error *err, const char *fmt, ...)
+{
+    char b[512];
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(b, sizeof b, fmt, ap);
+    va_end(ap);
+    if (n < 0) n = 0;
+    return kv_sheet_text(s, c, b, (size_t)n < sizeof b ? (size_t)n : sizeof b - 1, err);
+}

@@ -1,0 +1,58 @@
+/* analysis.h - what the commands of kv-analyze share: the options, one function per command, a few words of output. */
+#ifndef KV_ANALYSIS_H
+#define KV_ANALYSIS_H
+
+#include "analyze/group.h"
+#include "analyze/query.h"
+
+typedef enum { KV_OUT_TABLE, KV_OUT_CSV, KV_OUT_JSON, KV_OUT_JSONL } kv_output;
+
+typedef struct {
+    const char *db; /* path of results.db */
+    kv_output format;
+    const char *metric, *model;                    /* NULL = default, all */
+    kv_list policies, budgets, traces, categories; /* as given; empty = all */
+    const char *what;                              /* export: run | metric | slots */
+    const char *folder, *trace_file;               /* plot */
+    uint32_t layer, head;                          /* plot attention; UINT32_MAX = not given */
+    kv_list rest;                                  /* arguments after the command */
+    FILE *out, *talk;                              /* data, notes */
+} kv_analysis;
+
+kv_status kv_cmd_summary(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_curve(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_layers(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_export(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err);
+
+/* Open the database and resolve the filters of the command line. */
+kv_status kv_analysis_open(const kv_analysis *a, kv_db **db, kv_selection *s, kv_error *err);
+/* layer_error, recall: the metric when --metric is not given (ends with NULL). */
+extern const char *const kv_default_metrics[];
+
+/* One line per (model, policy variant, budget): columns model policy spec granularity page cut protect metric unit
+ * budget budget_tokens budget_frac bytes full_bytes frac overspent verified better mean low high n undefined label
+ * series variant, sorted by series and bytes. bytes = mean_bytes of the run, frac = bytes / full_bytes, both averaged
+ * over prompts; overspent = share of the prompts that kept more than nominal. KV_EMISSING when no run has the metric.
+ */
+kv_status kv_curve_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_group_note *note, kv_error *err);
+
+/* Lines about rows that were merged, left out, or not the same prompts everywhere. Empty when there is nothing to say.
+ */
+void kv_print_note(FILE *talk, const kv_group_note *note);
+/* "95% interval over prompts: percentile bootstrap, 10000 resamples, seed 1" without a line end. */
+void kv_print_interval_line(FILE *f);
+/* CSV or JSON of a sheet; JSON is an object with the metric, the interval's recipe and "rows". */
+kv_status kv_print_data(const kv_analysis *a, const char *metric, kv_sheet *s, kv_error *err);
+
+/* "layer_error (relative), lower is better" without a line end, from the first row. */
+void kv_print_heading(FILE *f, const kv_sheet *s);
+/* Largest absolute value of a column; 0 for an empty one. */
+double kv_column_largest(const kv_sheet *s, int col);
+/* Decimals that show four significant digits of the largest value, 0..6. */
+int kv_decimals(double largest);
+/* Set a cell to formatted text. */
+kv_status kv_cell_format(kv_sheet *s, kv_cell *c, kv_error *err, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+#endif

@@ -1,0 +1,622 @@
+/* kv-capture - run a model once and write down its attention. */
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "capture/model.h"
+#include "capture/run.h"
+#include "capture/tokenizer.h"
+#include "kernels/parallel.h"
+#include "traces/cli.h"
+
+#define MAX_BYTES_DEFAULT 50000000000u
+#define MAP_ROWS_DEFAULT  64u
+#define TEXT_MAX          ((size_t)1 << 30)
+
+static const char help[] =
+    "usage: kv-capture run -m MODEL (--text S | --file F | --tokens T.json | --prompts P.jsonl) -o OUT.kvt|DIR "
+    "[options]\n"
+    "       kv-capture info -m MODEL [--json]\n"
+    "       kv-capture tokenize -m MODEL (--text S | --file F) [--special] [--json]\n"
+    "\n"
+    "Runs a model and records what its attention consumed and produced. MODEL is a GGUF file.\n"
+    "\n"
+    "  -m, --model FILE        the model\n"
+    "  -o, --output PATH       trace, or a folder (then ID.kvt in it)\n"
+    "      --text S, --file F  the prompt; a BOS token is added when the model's file says so\n"
+    "      --tokens T.json     JSON array of ids, used as given; --prompt-tokens N: the rest is the continuation\n"
+    "      --prompts P.jsonl   a prompt set, a trace for each; finished ones are skipped; --only ID,.. picks some\n"
+    "      --special           parse special tokens in the text\n"
+    "      --decode N          tokens after the prompt: of the continuation, else chosen greedily\n"
+    "      --record LEVEL      qkv (default), obs, stats, tokens\n"
+    "      --maps window[:W]|full  attention maps too: the last W (64) prompt rows, or all rows\n"
+    "      --dtype T           f16 (default), bf16, f32: Q, K and V are rounded to it before they are used\n"
+    "      --wo W              W_O: auto (default), embed, none, or a side file to share\n"
+    "      --layers L          record only these, as 0,3,7 or 0:8\n"
+    "      --backend B         auto, cpu, cuda;  --gpus N\n"
+    "      --threads N         default: all cores; the trace does not depend on it\n"
+    "      --max-bytes B       refuse a larger trace (default 50GB before compression)\n"
+    "      --dry-run           print the size of every stream and stop; --json for programs\n"
+    "      --logits F.npy      logits as float32 [rows, vocabulary]; --logits-rows 0,1,100:110\n"
+    "      --help, --version\n"
+    "\n"
+    "  kv-capture run -m model.gguf --text 'The quick brown fox' -o fox.kvt\n"
+    "  kv-capture run -m model.gguf --prompts prompts.jsonl --record obs -o traces/\n";
+
+typedef struct {
+    const char *model, *output, *text, *file, *tokens, *prompts, *only;
+    const char *record, *maps, *dtype, *wo, *layers, *backend, *logits, *logits_rows;
+    uint32_t prompt_tokens, decode, gpus, threads;
+    uint64_t max_bytes;
+    bool special, dry_run, json;
+} options;
+
+/* ------------------------------------------------------------------------------------------------ small parsers */
+/* "0,3,100:110" as numbers, ranges half open. */
+static kv_status parse_rows(const char *option, const char *s, uint32_t **out, uint32_t *n, kv_error *err)
+{
+    char *text = kv_format("%s", s), *save = NULL;
+    size_t room = 16;
+    uint32_t *v = NULL;
+    kv_status st = text ? kv_array(&v, room, sizeof *v, err) : kv_fail(err, KV_ENOMEM, "out of memory");
+
+    *n = 0;
+    for (char *item = st ? NULL : strtok_r(text, ",", &save); item && !st; item = strtok_r(NULL, ",", &save)) {
+        uint64_t a, b;
+        char *colon = strchr(item, ':');
+        if (colon) *colon = 0;
+        bool ok = kv_parse_u64(item, &a) && a < KV_TOKENS_MAX && (!colon || (kv_parse_u64(colon + 1, &b) && b > a));
+        if (ok && !colon) b = a + 1;
+        if (!ok || b > KV_TOKENS_MAX || b - a > KV_TOKENS_MAX - *n) {
+            if (colon) *colon = ':';
+            st = kv_fail(err, KV_EMISUSE, "--%s '%s': '%s' is neither a number nor a range FROM:TO", option, s, item);
+            break;
+        }
+        while (*n + (b - a) > room) room *= 2;
+        uint32_t *more = realloc(v, room * sizeof *v);
+        if (!more) {
+            st = kv_fail(err, KV_ENOMEM, "out of memory for --%s", option);
+            break;
+        }
+        for (v = more; a < b; a++) v[(*n)++] = (uint32_t)a;
+    }
+    if (!st && !*n) st = kv_fail(err, KV_EMISUSE, "--%s '%s' names nothing", option, s);
+    free(text);
+    if (st) free(v), v = NULL;
+    *out = v;
+    return st;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static kv_status parse_maps(const char *s, kv_capture_request *q, kv_error *err)
+{
+    uint64_t rows = MAP_ROWS_DEFAULT;
+    if (!s) return KV_OK;
+    if (!strcmp(s, "full")) return q->map_full = true, KV_OK;
+    bool ok = !strcmp(s, "window") || (!strncmp(s, "window:", 7) && kv_parse_u64(s + 7, &rows));
+    if (!ok || !rows || rows > KV_TOKENS_MAX)
+        return kv_fail(err, KV_EMISUSE, "--maps '%s': use window, window:ROWS or full", s);
+    q->map_rows = (uint32_t)rows;
+    return KV_OK;
+}
+
+/* The request, and the arrays it points to. */
+typedef struct {
+    kv_capture_request q;
+    uint32_t *layer, *logit_row;
+    char wo_sha256[65];
+} request;
+
+static kv_status parse_request(const options *o, request *r, kv_error *err)
+{
+    kv_capture_request *q = &r->q;
+    kv_status st;
+
+    q->wo = o->wo, q->logits = o->logits, q->wo_sha256 = r->wo_sha256;
+    q->threads = o->threads ? o->threads : kv_cpu_count();
+    if (!kv_record_parse(o->record, &q->level))
+        return kv_fail(err, KV_EMISUSE, "--record '%s': use qkv, obs, stats or tokens", o->record);
+    if (!kv_dtype_parse(o->dtype, &q->dtype) || (q->dtype != KV_F32 && q->dtype != KV_F16 && q->dtype != KV_BF16))
+        return kv_fail(err, KV_EMISUSE, "--dtype '%s': use f16, bf16 or f32", o->dtype);
+    if ((st = parse_maps(o->maps, q, err))) return st;
+    if (o->maps && q->level == KV_RECORD_TOKENS)
+        return kv_fail(err, KV_EMISUSE, "--maps needs --record stats, obs or qkv");
+    if (strcmp(o->backend, "auto") && strcmp(o->backend, "cpu") && strcmp(o->backend, "cuda"))
+        return kv_fail(err, KV_EMISUSE, "--backend '%s': use auto, cpu or cuda", o->backend);
+    if (!strcmp(o->backend, "cuda"))
+        return kv_fail(err, KV_EUNSUPPORTED, "--backend cuda: built without the CUDA engine; use --backend cpu");
+    if (o->gpus) return kv_fail(err, KV_EMISUSE, "--gpus %u needs --backend cuda", o->gpus);
+    if (o->logits_rows && !o->logits) return kv_fail(err, KV_EMISUSE, "--logits-rows needs --logits FILE");
+    if (o->logits_rows && (st = parse_rows("logits-rows", o->logits_rows, &r->logit_row, &q->n_logit_row, err)))
+        return st;
+    q->logit_row = r->logit_row;
+    if (o->layers) {
+        uint32_t n = 0;
+        if ((st = parse_rows("layers", o->layers, &r->layer, &q->n_layer, err))) return st;
+        qsort(r->layer, q->n_layer, sizeof *r->layer, by_number);
+        for (uint32_t i = 0; i < q->n_layer; i++)
+            if (!n || r->layer[n - 1] != r->layer[i]) r->layer[n++] = r->layer[i];
+        q->n_layer = n, q->layer = r->layer;
+    }
+    return KV_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ prompts */
+/* One text as a set of one prompt. */
+static kv_status single_prompt(const options *o, kv_prompts *set, kv_error *err)
+{
+    kv_status st = kv_array(&set->v, 1, sizeof *set->v, err);
+    const char *base = o->file ? strrchr(o->file, '/') : NULL;
+
+    if (st) return st;
+    kv_prompt *p = &set->v[0];
+    set->n = 1;
+    p->prompt_end = p->context_end = p->bytes = SIZE_MAX;
+    base = base ? base + 1 : o->file ? o->file : "text";
+    p->id = kv_format("%.*s", (int)(*base == '.' ? strlen(base) : strcspn(base, ".")), base);
+    if (o->file)
+        return p->id && (p->path = kv_format("%s", o->file)) ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory");
+    p->text = kv_format("%s", o->text);
+    if (!p->id || !p->text) return kv_fail(err, KV_ENOMEM, "out of memory");
+    p->n_text = strlen(p->text);
+    return KV_OK;
+}
+
+/* keep[i] = prompt i is wanted: all, or those named in --only. */
+static kv_status pick(const kv_prompts *set, const char *only, bool *keep, kv_error *err)
+{
+    char *text = kv_format("%s", only ? only : ""), *save = NULL;
+    const char **name = NULL;
+    size_t named = 0;
+    kv_status st = text ? kv_array(&name, set->n, sizeof *name, err) : kv_fail(err, KV_ENOMEM, "out of memory");
+
+    for (size_t i = 0; i < set->n && !st; i++) name[i] = set->v[i].id, keep[i] = !only;
+    for (char *id = st ? NULL : strtok_r(text, ",", &save); id; id = strtok_r(NULL, ",", &save), named++) {
+        size_t i = 0;
+        while (i < set->n && strcmp(set->v[i].id, id)) i++;
+        if (i < set->n) {
+            keep[i] = true;
+            continue;
+        }
+        const char *near = kv_nearest(id, name, set->n);
+        st = kv_fail(err, KV_EMISUSE, "--only names prompt '%s', which the set does not have%s%s%s", id,
+                     near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
+        break;
+    }
+    if (!st && only && !named) st = kv_fail(err, KV_EMISUSE, "--only '%s' names nothing", only);
+    free(text), free(name);
+    return st;
+}
+
+/* ------------------------------------------------------------------------------------------------ output */
+static bool is_folder(const char *path)
+{
+    struct stat sb;
+    return !stat(path, &sb) && S_ISDIR(sb.st_mode);
+}
+
+/* mkdir -p */
+static kv_status make_folder(const char *path, kv_error *err)
+{
+    char *p = kv_format("%s", path);
+    kv_status st = p ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for a path");
+    for (char *c = p; c && *c && !st; c++) {
+        if (c == p || (c[1] && c[1] != '/')) continue;
+        char keep = c[1];
+        c[1] = 0;
+        if (*c != '/' && mkdir(p, 0777) && errno != EEXIST)
+            st = kv_fail(err, KV_EIO, "cannot make folder '%s': %s", p, strerror(errno));
+        c[1] = keep;
+    }
+    if (!st && !is_folder(path)) st = kv_fail(err, KV_EIO, "cannot write to '%s': not a folder", path);
+    free(p);
+    return st;
+}
+
+static void print_bytes(FILE *to, uint64_t n)
+{
+    if (n < 10240)
+        fprintf(to, "%llu B", (unsigned long long)n);
+    else if (n < 10u << 20)
+        fprintf(to, "%.1f KiB", (double)n / 1024);
+    else if (n < 10ull << 30)
+        fprintf(to, "%.1f MiB", (double)n / (1u << 20));
+    else
+        fprintf(to, "%.1f GiB", (double)n / (1u << 30));
+}
+
+static void print_plan(const kv_plan *p, const kv_job *j, const kv_capture_request *q)
+{
+    printf("%s: %u prompt + %u decoded tokens, %u layers, %s at %s; bytes before compression\n", j->id, j->n_prompt,
+           j->n_token - j->n_prompt, p->info.n_layer, kv_record_name(q->level), kv_dtype_name(q->dtype));
+    for (int s = 0; s < 32; s++)
+        if (p->raw[s]) printf("  %-12s %15llu\n", kv_stream_name((kv_stream)s), (unsigned long long)p->raw[s]);
+    printf("  %-12s %15llu\n", "total", (unsigned long long)p->total);
+    if (p->wo_side) printf("  and %llu of W_O once in a side file\n", (unsigned long long)p->wo_bytes);
+    if (j->n_greedy) printf("  and the text of %u generated tokens\n", j->n_greedy);
+}
+
+static json_t *plan_json(const kv_plan *p, const kv_job *j)
+{
+    json_t *raw = json_object();
+    for (int s = 0; s < 32; s++)
+        if (p->raw[s]) json_object_set_new(raw, kv_stream_name((kv_stream)s), json_integer((json_int_t)p->raw[s]));
+    return json_pack("{s:s,s:i,s:i,s:i,s:s,s:s,s:o,s:I,s:I}", "id", j->id, "prompt_tokens", (int)j->n_prompt,
+                     "decode_tokens", (int)(j->n_token - j->n_prompt), "layers", (int)p->info.n_layer, "record",
+                     p->info.record, "dtype", kv_dtype_name(p->info.dtype), "bytes", raw, "total", (json_int_t)p->total,
+                     "wo_side_bytes", (json_int_t)(p->wo_side ? p->wo_bytes : 0));
+}
+
+/* ------------------------------------------------------------------------------------------------ run */
+typedef struct {
+    const options *o;
+    request r;
+    kv_model *light, *full; /* without and with weights; the second is opened when the first job needs it */
+    kv_prompts set;
+    bool *keep;
+    size_t n_keep;
+    bool folder;   /* -o is a folder */
+    json_t *plans; /* --dry-run --json */
+    bool warned;
+    uint32_t n_done, n_skipped;
+} batch;
+
+static kv_status need_model(batch *b, kv_error *err)
+{
+    kv_status st;
+    if (b->full) return KV_OK;
+    if ((st = kv_model_open(b->o->model, true, b->r.q.threads, &b->full, err))) return st;
+    memcpy(b->full->desc.sha256, b->light->desc.sha256, sizeof b->full->desc.sha256);
+    return KV_OK;
+}
+
+static void warn_length(batch *b, const kv_job *j)
+{
+    const kv_model_desc *d = &b->light->desc;
+    if (b->warned || !d->n_ctx || j->n_token <= d->n_ctx) return;
+    fprintf(stderr, "kv-capture: warning: '%s' has %u tokens, more than the %u '%s' was made for\n", j->id, j->n_token,
+            d->n_ctx, d->name);
+    b->warned = true;
+}
+
+static void print_result(const kv_job *j, const char *path, const kv_capture_result *res)
+{
+    fprintf(stderr, "kv-capture: %s: %u tokens in %.1f s (%.0f tokens/s), ", j->id, j->n_token, res->run_s,
+            res->run_s > 0 ? j->n_token / res->run_s : 0);
+    print_bytes(stderr, res->raw);
+    fputs(" -> ", stderr);
+    print_bytes(stderr, res->stored);
+    fprintf(stderr, " (%.2fx), %s\n", res->stored ? (double)res->raw / (double)res->stored : 1, path);
+}
+
+static kv_status run_job(batch *b, kv_job *j, kv_error *err)
+{
+    const kv_capture_request *q = &b->r.q;
+    kv_capture_result res;
+    kv_plan p;
+    char *path = NULL;
+    kv_status st = kv_plan_open(b->light, q, j, &p, err);
+
+    if (st) return st;
+    if (b->o->dry_run) {
+        if (b->plans)
+            json_array_append_new(b->plans, plan_json(&p, j));
+        else
+            print_plan(&p, j, q);
+        goto out;
+    }
+    path = b->folder ? kv_format("%s/%s.kvt", b->o->output, j->id) : kv_format("%s", b->o->output);
+    if (!path) {
+        st = kv_fail(err, KV_ENOMEM, "out of memory for a path");
+        goto out;
+    }
+    if (b->o->prompts && kv_plan_done(&p, j, path)) {
+        b->n_skipped++;
+        goto out;
+    }
+    if (q->map_full) {
+        fprintf(stderr, "kv-capture: %s: ", j->id);
+        print_bytes(stderr, p.total);
+        fputs(" before compression, ", stderr);
+        print_bytes(stderr, p.raw[KV_S_MAP]);
+        fputs(" of it attention maps\n", stderr);
+    }
+    if (p.total > b->o->max_bytes) {
+        st = kv_fail(err, KV_EUNSUPPORTED,
+                     "the trace of '%s' would have %.3g bytes before compression, more than --max-bytes %.3g", j->id,
+                     (double)p.total, (double)b->o->max_bytes);
+        goto out;
+    }
+    warn_length(b, j);
+    if ((st = need_model(b, err)) || (st = kv_plan_run(&p, b->full, q, j, path, &res, err))) goto out;
+    print_result(j, path, &res);
+    b->n_done++;
+out:
+    free(path);
+    kv_plan_close(&p);
+    return st;
+}
+
+static kv_status run_prompt(batch *b, kv_prompt *p, kv_error *err)
+{
+    kv_job j = {0};
+    kv_status st = kv_prompt_load(p, err);
+    if (st) return st;
+    st = kv_job_from_prompt(b->light, p, b->o->special, b->o->decode, &j, err);
+    kv_prompt_unload(p);
+    if (!st) st = run_job(b, &j, err);
+    kv_job_free(&j);
+    return st;
+}
+
+static kv_status check_options(const options *o, const kv_list *rest, kv_error *err)
+{
+    int inputs = !!o->text + !!o->file + !!o->tokens + !!o->prompts;
+    if (rest->n) return kv_fail(err, KV_EMISUSE, "unexpected argument '%s'", rest->v[0]);
+    if (!o->model) return kv_fail(err, KV_EMISUSE, "no model: give --model FILE");
+    if (inputs != 1)
+        return kv_fail(err, KV_EMISUSE, "%s: give one of --text, --file, --tokens, --prompts",
+                       inputs ? "more than one input" : "nothing to run");
+    if (!o->output && !o->dry_run) return kv_fail(err, KV_EMISUSE, "no output: give -o FILE or -o FOLDER");
+    if (o->only && !o->prompts) return kv_fail(err, KV_EMISUSE, "--only needs --prompts");
+    if (o->prompt_tokens && !o->tokens) return kv_fail(err, KV_EMISUSE, "--prompt-tokens needs --tokens");
+    if (o->special && o->tokens) return kv_fail(err, KV_EMISUSE, "--special is for text, not for --tokens");
+    if (o->json && !o->dry_run) return kv_fail(err, KV_EMISUSE, "run: --json needs --dry-run");
+    return KV_OK;
+}
+
+/* The set, what of it is wanted, that every text of it is sound, and where the traces go. */
+static kv_status prepare(batch *b, kv_error *err)
+{
+    const options *o = b->o;
+    struct stat sb;
+    kv_status st = o->prompts ? kv_prompts_read(o->prompts, &b->set, err) : single_prompt(o, &b->set, err);
+
+    if (st || (st = kv_array(&b->keep, b->set.n, sizeof *b->keep, err)) || (st = pick(&b->set, o->only, b->keep, err)))
+        return st;
+    for (size_t i = 0; i < b->set.n; i++) {
+        if (!b->keep[i]) continue;
+        b->n_keep++;
+        if ((st = kv_prompt_load(&b->set.v[i], err))) return st;
+        kv_prompt_unload(&b->set.v[i]);
+    }
+    if (o->logits && b->n_keep > 1)
+        return kv_fail(err, KV_EMISUSE, "--logits takes one prompt, not %zu: pick one with --only", b->n_keep);
+    if (o->dry_run) return KV_OK;
+    size_t n = strlen(o->output);
+    bool file = (!stat(o->output, &sb) && !S_ISDIR(sb.st_mode)) || (n > 4 && !strcmp(o->output + n - 4, ".kvt"));
+    b->folder = is_folder(o->output) || (o->prompts && !(file && b->n_keep == 1));
+    return b->folder ? make_folder(o->output, err) : KV_OK;
+}
+
+static kv_status run_batch(batch *b, kv_error *err)
+{
+    const options *o = b->o;
+    kv_status st = KV_OK;
+
+    if (o->tokens) {
+        kv_job j = {0};
+        if (!o->dry_run) b->folder = is_folder(o->output);
+        if ((st = kv_model_open(o->model, false, b->r.q.threads, &b->light, err))) return st;
+        if (!o->dry_run && (st = kv_model_hash(b->light, o->model, err))) return st;
+        st = kv_job_from_tokens(b->light, o->tokens, o->prompt_tokens, o->decode, &j, err);
+        if (!st) st = run_job(b, &j, err);
+        kv_job_free(&j);
+        return st;
+    }
+    if ((st = prepare(b, err)) || (st = kv_model_open(o->model, false, b->r.q.threads, &b->light, err))) return st;
+    if (!o->dry_run && (st = kv_model_hash(b->light, o->model, err))) return st;
+    for (size_t i = 0; i < b->set.n && !st; i++) {
+        if (!b->keep[i]) continue;
+        if (kv_interrupted())
+            st = kv_fail(err, KV_EINTERRUPTED, "stopped by a signal; the same command goes on");
+        else
+            st = run_prompt(b, &b->set.v[i], err);
+    }
+    if (o->prompts && !o->dry_run && b->n_keep > 1)
+        fprintf(stderr, "kv-capture: %u captured, %u finished before, %zu to do\n", b->n_done, b->n_skipped,
+                b->n_keep - b->n_done - b->n_skipped);
+    else if (b->n_skipped)
+        fprintf(stderr, "kv-capture: finished before, nothing to do\n");
+    return st;
+}
+
+static kv_status cmd_run(const options *o, const kv_list *rest, kv_error *err)
+{
+    batch b = {.o = o};
+    kv_status st = check_options(o, rest, err);
+
+    if (!st) st = parse_request(o, &b.r, err);
+    if (!st && o->dry_run && o->json && !(b.plans = json_array())) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    if (!st) st = run_batch(&b, err);
+    if (!st && b.plans) {
+        json_dumpf(b.plans, stdout, JSON_INDENT(1));
+        putchar('\n');
+    }
+    json_decref(b.plans);
+    kv_prompts_free(&b.set);
+    free(b.keep), free(b.r.layer), free(b.r.logit_row);
+    kv_model_close(b.light), kv_model_close(b.full);
+    return st;
+}
+
+/* ------------------------------------------------------------------------------------------------ info, tokenize */
+static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
+{
+    kv_model *m = NULL;
+    kv_status st;
+
+    if (rest->n) return kv_fail(err, KV_EMISUSE, "unexpected argument '%s'", rest->v[0]);
+    if (!o->model) return kv_fail(err, KV_EMISUSE, "no model: give --model FILE");
+    if ((st = kv_model_open(o->model, false, kv_cpu_count(), &m, err)) || (st = kv_model_hash(m, o->model, err)))
+        goto out;
+    const kv_model_desc *d = &m->desc;
+    const char *tok = m->tok ? kv_tokenizer_describe(m->tok) : "none: give prompts with --tokens";
+    uint32_t windowed = 0;
+    for (uint32_t l = 0; l < d->n_layer; l++) windowed += d->window[l] != 0;
+    if (o->json) {
+        json_t *window = json_array();
+        for (uint32_t l = 0; l < d->n_layer; l++) json_array_append_new(window, json_integer(d->window[l]));
+        json_t *j = json_pack(
+            "{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:i,s:f,s:f,s:f,s:o,s:b,"
+            "s:s?}",
+            "model", d->name, "architecture", d->arch, "file", d->file, "sha256", d->sha256, "tensors", d->quant,
+            "parameters", (json_int_t)d->n_params, "layers", (int)d->n_layer, "q_heads", (int)d->n_q_head, "kv_heads",
+            (int)d->n_kv_head, "head_dim", (int)d->head_dim, "hidden", (int)d->hidden, "ffn", (int)d->ffn, "vocabulary",
+            (int)d->n_vocab, "context", (int)d->n_ctx, "norm_eps", (double)d->norm_eps, "rope_theta",
+            (double)d->rope_theta, "rope_dim", (int)d->rope_dim, "scale", (double)d->scale, "softcap",
+            (double)d->softcap, "final_softcap", (double)d->final_softcap, "window", window, "tied", (int)d->tied,
+            "tokenizer", m->tok ? tok : NULL);
+        if (!j) {
+            st = kv_fail(err, KV_EFORMAT, "model '%s': its name is not UTF-8", o->model);
+            goto out;
+        }
+        json_dumpf(j, stdout, JSON_INDENT(1));
+        putchar('\n');
+        json_decref(j);
+        goto out;
+    }
+    printf("model        %s (%s), %s\n", d->name, d->arch, d->file);
+    printf("sha256       %s\n", d->sha256);
+    printf("parameters   %.1f M: %s\n", (double)d->n_params / 1e6, d->quant);
+    printf("shape        %u layers, %u query heads on %u KV heads of %u, hidden %u, feed-forward %u\n", d->n_layer,
+           d->n_q_head, d->n_kv_head, d->head_dim, d->hidden, d->ffn);
+    printf("context      %u tokens, rope theta %g over %u of %u elements\n", d->n_ctx, (double)d->rope_theta,
+           d->rope_dim, d->head_dim);
+    printf("attention    scale %g, softcap %g, %u of %u layers with a sliding window\n", (double)d->scale,
+           (double)d->softcap, windowed, d->n_layer);
+    printf("vocabulary   %u tokens%s; %s\n", d->n_vocab, d->tied ? ", output tied to it" : "", tok);
+    printf("KV cache     %zu bytes a token at f16\n", (size_t)4 * d->n_layer * d->n_kv_head * d->head_dim);
+out:
+    kv_model_close(m);
+    return st;
+}
+
+static void print_escaped(const char *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i];
+        if (c == '\n')
+            fputs("\\n", stdout);
+        else if (c == '\\')
+            fputs("\\\\", stdout);
+        else if (c < 32 || c == 127)
+            printf("\\x%02x", c);
+        else
+            putchar(c);
+    }
+}
+
+static kv_status cmd_tokenize(const options *o, const kv_list *rest, kv_error *err)
+{
+    kv_model *m = NULL;
+    kv_tokens t = {0};
+    uint8_t *bytes = NULL;
+    size_t n = o->text ? strlen(o->text) : 0;
+    kv_error why;
+    kv_status st;
+
+    if (rest->n) return kv_fail(err, KV_EMISUSE, "unexpected argument '%s'", rest->v[0]);
+    if (!o->model) return kv_fail(err, KV_EMISUSE, "no model: give --model FILE");
+    if (!o->text == !o->file) return kv_fail(err, KV_EMISUSE, "nothing to tokenize: give --text or --file");
+    if (o->file && (st = kv_read_file(o->file, TEXT_MAX, &bytes, &n, err))) return st;
+    if ((st = kv_model_open(o->model, false, kv_cpu_count(), &m, err))) goto out;
+    if (!m->tok) {
+        st = kv_fail(err, KV_EMISSING, "model '%s' has no vocabulary", o->model);
+        goto out;
+    }
+    if ((st = kv_tokenize(m->tok, o->text ? o->text : (char *)bytes, n, o->special, false, &t, &why))) {
+        kv_fail(err, st, "cannot tokenize '%s': %s", o->file ? o->file : "--text", why.msg);
+        goto out;
+    }
+    if (o->json) putchar('[');
+    for (size_t i = 0; i < t.n; i++) {
+        if (o->json) {
+            printf("%s%u", i ? ", " : "", t.id[i]);
+            continue;
+        }
+        size_t len;
+        const char *s = kv_token_bytes(m->tok, t.id[i], &len);
+        printf("%u\t%u\t", t.id[i], t.offset[i]);
+        print_escaped(s, len);
+        putchar('\n');
+    }
+    if (o->json) puts("]");
+out:
+    kv_tokens_free(&t);
+    kv_model_close(m);
+    free(bytes);
+    return st;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        kv_status (*run)(const options *, const kv_list *, kv_error *);
+    } command[] = {{"run", cmd_run}, {"info", cmd_info}, {"tokenize", cmd_tokenize}};
+    static const char *const names[] = {"run", "info", "tokenize"};
+    options o = {.record = "qkv", .dtype = "f16", .wo = "auto", .backend = "auto"};
+    bool want_help = false, want_version = false;
+    kv_list rest = {0};
+    kv_error err = {""};
+    kv_status st;
+
+    o.decode = KV_DECODE_ALL, o.max_bytes = MAX_BYTES_DEFAULT;
+    const kv_opt opts[] = {{"model", 'm', KV_OPT_STR, &o.model},
+                           {"output", 'o', KV_OPT_STR, &o.output},
+                           {"text", 0, KV_OPT_STR, &o.text},
+                           {"file", 0, KV_OPT_STR, &o.file},
+                           {"tokens", 0, KV_OPT_STR, &o.tokens},
+                           {"prompt-tokens", 0, KV_OPT_U32, &o.prompt_tokens},
+                           {"prompts", 0, KV_OPT_STR, &o.prompts},
+                           {"only", 0, KV_OPT_STR, &o.only},
+                           {"special", 0, KV_OPT_FLAG, &o.special},
+                           {"decode", 0, KV_OPT_U32, &o.decode},
+                           {"record", 0, KV_OPT_STR, &o.record},
+                           {"maps", 0, KV_OPT_STR, &o.maps},
+                           {"dtype", 0, KV_OPT_STR, &o.dtype},
+                           {"wo", 0, KV_OPT_STR, &o.wo},
+                           {"layers", 0, KV_OPT_STR, &o.layers},
+                           {"backend", 0, KV_OPT_STR, &o.backend},
+                           {"gpus", 0, KV_OPT_U32, &o.gpus},
+                           {"threads", 0, KV_OPT_U32, &o.threads},
+                           {"max-bytes", 0, KV_OPT_BYTES, &o.max_bytes},
+                           {"dry-run", 0, KV_OPT_FLAG, &o.dry_run},
+                           {"json", 0, KV_OPT_FLAG, &o.json},
+                           {"logits", 0, KV_OPT_STR, &o.logits},
+                           {"logits-rows", 0, KV_OPT_STR, &o.logits_rows},
+                           {"help", 'h', KV_OPT_FLAG, &want_help},
+                           {"version", 0, KV_OPT_FLAG, &want_version},
+                           {0}};
+    if ((st = kv_cli_parse(argc, argv, opts, &rest, &err))) goto out;
+    if (want_help || want_version) {
+        if (want_help)
+            fputs(help, stdout);
+        else
+            kv_cli_version("kv-capture");
+        goto out;
+    }
+    size_t c = 0;
+    while (rest.n && c < 3 && strcmp(rest.v[0], command[c].name)) c++;
+    if (!rest.n || c == 3) {
+        const char *near = rest.n ? kv_nearest(rest.v[0], names, 3) : NULL;
+        st = !rest.n ? kv_fail(&err, KV_EMISUSE, "no command: use run, info or tokenize")
+                     : kv_fail(&err, KV_EMISUSE, "unknown command '%s'%s%s%s", rest.v[0],
+                               near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
+        goto out;
+    }
+    kv_catch_signals();
+    st = command[c].run(&o, &(kv_list){.v = rest.v + 1, .n = rest.n - 1}, &err);
+    if (!st && (fflush(stdout) || ferror(stdout)))
+        st = kv_fail(&err, KV_EIO, "cannot write to stdout: %s", strerror(errno));
+out:
+    kv_list_free(&rest);
+    return kv_cli_exit("kv-capture", st, &err);
+}

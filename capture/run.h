@@ -1,0 +1,48 @@
+/* run.h - one capture: from a job to a finished trace. */
+#ifndef KV_RUN_H
+#define KV_RUN_H
+
+#include "capture/job.h"
+#include "capture/record.h"
+
+typedef struct {
+    kv_record_level level;
+    uint32_t map_rows; /* as kv_record_options */
+    bool map_full;
+    kv_dtype dtype;
+    const char *wo;        /* "auto", "embed", "none", or the path of a side file to share between folders */
+    const uint32_t *layer; /* [n_layer] ascending; NULL = all */
+    uint32_t n_layer;
+    uint32_t threads;
+    const char *logits;        /* .npy file for logits, or NULL */
+    const uint32_t *logit_row; /* [n_logit_row]; NULL = all rows */
+    uint32_t n_logit_row;
+    char *wo_sha256; /* [65] hash of the model's W_O, kept between jobs; "" = not known yet. NULL accepted */
+} kv_capture_request;
+
+/* What a job will write, known before the model runs. */
+typedef struct {
+    kv_trace_info info;
+    kv_record_options record;
+    uint64_t raw[32], total; /* bytes before compression, by stream, and their sum */
+    bool wo_side;            /* W_O goes into a file of its own, `wo_bytes` long before compression */
+    uint64_t wo_bytes;
+} kv_plan;
+
+/* The model may be open without its weights. desc.sha256, when filled, goes into the trace. */
+kv_status kv_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_plan *out, kv_error *err);
+void kv_plan_close(kv_plan *p);
+/* True when `path` is a finished trace of the same run: model, tokens, level, dtype, layers, cut points, maps, W_O. */
+bool kv_plan_done(const kv_plan *p, const kv_job *j, const char *path);
+
+typedef struct {
+    double run_s;         /* seconds in the model and the recorder */
+    uint64_t raw, stored; /* bytes of all streams before and after compression */
+} kv_capture_result;
+
+/* Runs the model and writes `path`; on failure PATH.partial holds the layers that were done. Fills the job's greedy
+ * tokens. */
+kv_status kv_plan_run(kv_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j, const char *path,
+                      kv_capture_result *out, kv_error *err);
+
+#endif

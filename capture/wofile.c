@@ -1,0 +1,105 @@
+/* wofile.c - writing the side file (traces/trace.h: wo_sha256). */
+#include "capture/wofile.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "traces/trace.h"
+
+kv_status kv_wo_sha256(const kv_model *m, kv_dtype dtype, char sha[65], kv_error *err)
+{
+    const kv_model_desc *d = &m->desc;
+    uint32_t width = d->n_q_head * d->head_dim;
+    size_t n = (size_t)d->hidden * width;
+    void *raw = NULL;
+    kv_sha256 s;
+    kv_status st = kv_array(&raw, n, kv_dtype_bytes(dtype), err);
+
+    if (st) return st;
+    kv_sha256_init(&s);
+    for (uint32_t l = 0; l < d->n_layer && !st; l++) {
+        if (!kv_encode_f32(dtype, m->layer[l].wo, n, raw))
+            st = kv_fail(err, KV_EUNSUPPORTED, "layer %u: W_O overflows %s: run with --dtype bf16 or f32", l,
+                         kv_dtype_name(dtype));
+        kv_wo_hash(&s, l, d->hidden, width, dtype, raw);
+    }
+    kv_sha256_hex(&s, sha);
+    free(raw);
+    return st;
+}
+
+/* A side file has the metadata of a trace with one token and nothing but W_O in it. */
+static kv_status write_side(const kv_model *m, kv_dtype dtype, const char *sha, const char *path, uint32_t threads,
+                            kv_error *err)
+{
+    const kv_model_desc *d = &m->desc;
+    kv_trace_info i = {.model = d->name,
+                       .arch = d->arch,
+                       .model_sha256 = d->sha256[0] ? (char *)d->sha256 : NULL,
+                       .n_layer = d->n_layer,
+                       .n_layer_model = d->n_layer,
+                       .n_q_head = d->n_q_head,
+                       .n_kv_head = d->n_kv_head,
+                       .head_dim = d->head_dim,
+                       .hidden = d->hidden,
+                       .n_token = 1,
+                       .n_prompt = 1,
+                       .window = d->window,
+                       .scale = d->scale,
+                       .softcap = d->softcap,
+                       .rope_mscale = d->rope_mscale,
+                       .dtype = dtype,
+                       .record = "tokens",
+                       .wo_sha256 = (char *)sha};
+    kv_trace_writer *w = NULL;
+    kv_status st = kv_array(&i.layer, d->n_layer, sizeof *i.layer, err);
+
+    if (st) return st;
+    for (uint32_t l = 0; l < d->n_layer; l++) i.layer[l] = l;
+    if ((st = kv_trace_create(path, &i, NULL, threads, &w, err))) goto out;
+    for (uint32_t l = 0; l < d->n_layer; l++) {
+        kv_chunk c = {.stream = KV_S_WO, .layer = l, .head_count = 1, .token_count = d->hidden, .dtype = dtype};
+        c.width = d->n_q_head * d->head_dim;
+        if ((st = kv_trace_put_f32(w, &c, m->layer[l].wo, err))) goto out;
+    }
+    st = kv_trace_finish(w, err);
+    w = NULL;
+out:
+    kv_trace_abandon(w);
+    free(i.layer);
+    return st;
+}
+
+/* Is `path` a finished side file with this hash? */
+static bool is_side(const char *path, const char *sha)
+{
+    kv_trace *t = NULL;
+    bool ok = !kv_trace_open(path, &t, NULL);
+    const char *have = ok ? kv_trace_get_info(t)->wo_sha256 : NULL;
+    ok = have && !strcmp(have, sha);
+    kv_trace_close(t);
+    return ok;
+}
+
+kv_status kv_wo_provide(const kv_model *m, kv_dtype dtype, const char *sha, const char *trace_path, const char *file,
+                        uint32_t threads, kv_error *err)
+{
+    char *beside = kv_wo_path(trace_path, sha), *target = NULL;
+    kv_status st = beside ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for a path");
+
+    if (st || is_side(beside, sha)) goto out;
+    if (!file) {
+        st = write_side(m, dtype, sha, beside, threads, err);
+        goto out;
+    }
+    if (!is_side(file, sha) && (st = write_side(m, dtype, sha, file, threads, err))) goto out;
+    if (!(target = realpath(file, NULL)))
+        st = kv_fail(err, KV_EIO, "cannot find '%s': %s", file, strerror(errno));
+    else if ((unlink(beside) && errno != ENOENT) || symlink(target, beside))
+        st = kv_fail(err, KV_EIO, "cannot link '%s' to '%s': %s", beside, file, strerror(errno));
+out:
+    free(beside), free(target);
+    return st;
+}

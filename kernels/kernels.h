@@ -1,0 +1,113 @@
+/* kernels.h - every hot operation as a plain function on arrays.
+ *
+ * kv_NAME_ref is the definition: plain loops, in NAME_ref.c. kv_NAME is the fast CPU version, checked against it by
+ * kernels/table.c. kv_NAME_cuda, where it exists, takes the same arguments (host pointers) and returns 0 or a CUDA
+ * error code. No function here knows a trace, a policy or a file, allocates per row, prints or fails on valid input;
+ * scratch memory is allocated inside once per call, and a function that could not get it returns false.
+ *
+ * Two classes, marked at each prototype:
+ *   EXACT   fixed order of operations (explicit fused multiply-add, lanes fixed by definition, kv_expf of
+ * kernels/math.h): _ref, fast and every machine give the same bytes. All that decides a kept set is EXACT. CLOSE   may
+ * use BLAS and tiles of its own; agrees with _ref within the tolerance in table.c. The bytes do not depend on the
+ * number of threads.
+ *
+ * Arrays are row-major float unless said otherwise, and do not overlap. Row r of a query block sits at position
+ * row0 + r and sees key j when j <= row0 + r and (window == 0 or row0 + r - j < window). n_key counts keys from
+ * position 0. score = scale * q.k, then softcap * tanh(score / softcap) when softcap > 0. */
+#ifndef KV_KERNELS_H
+#define KV_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    size_t n_row, n_key, d; /* query rows, keys, head size */
+    size_t row0;            /* position of row 0 */
+    size_t window;          /* sliding window in tokens, 0 = none */
+    float scale, softcap;
+} kv_attn_shape;
+
+/* CLOSE. Attention of one query head. q [n_row][d], k v [n_key][d]; out [n_row] rows of d at stride ld_out;
+ * lse [n_row] = ln sum exp(score) (natural log); stat NULL or [n_row][4] = largest p, its column (lowest on ties),
+ * entropy in nats, sum of p^2. A row that sees no key has output 0, lse -infinity, stat 0. Never an n_row x n_key
+ * matrix in memory. */
+bool kv_attention_ref(const kv_attn_shape *s, const float *q, const float *k, const float *v, float *out, size_t ld_out,
+                      float *lse, float *stat);
+bool kv_attention(const kv_attn_shape *s, const float *q, const float *k, const float *v, float *out, size_t ld_out,
+                  float *lse, float *stat);
+
+/* EXACT. acc[j] += p[r][j] for every row r that sees key j, rows ascending, in double; p = exp(score - lse[r]). Two
+ * calls on consecutive blocks of rows give the bytes of one call on both. */
+bool kv_colsum_ref(const kv_attn_shape *s, const float *q, const float *k, const float *lse, double *acc);
+bool kv_colsum(const kv_attn_shape *s, const float *q, const float *k, const float *lse, double *acc);
+
+/* EXACT. p [n_row][n_key]: softmax rows with their own normaliser, 0 where not visible. For windows of a few hundred
+ * rows. */
+bool kv_probs_ref(const kv_attn_shape *s, const float *q, const float *k, float *p);
+bool kv_probs(const kv_attn_shape *s, const float *q, const float *k, float *p);
+
+/* EXACT. order[0..n) = positions by (score descending, position ascending). NaN counts as lower than everything;
+ * -0 equals +0. n < 2^32. */
+bool kv_rank_ref(size_t n, const float *score, uint32_t *order);
+bool kv_rank(size_t n, const float *score, uint32_t *order);
+
+/* CLOSE. What a prefix of a ranking keeps, at all checkpoints in one pass.
+ * n_row query rows q [n_row][d] with lse [n_row] of their full attention (rows of all query heads of a group may be
+ * stacked); keys and values k v [n_key][d], indexed by order[0..n_order); check[0..n_check) ascending counts <=
+ * n_order. base_mass [n_row], base_out [n_row][d]: mass and sum p v of what is always visible (decoded tokens), NULL =
+ * none; contested NULL or [n_key] 1 = counts for contested mass. order is not read beyond the last checkpoint; v may be
+ * NULL when out is. Every row sees every key of the order. At checkpoint c, with S = first check[c] of order: mass
+ * [n_check][n_row] = sum_S p + base_mass (double sums); cmass NULL or [n_check][n_row] = sum of p over S with contested
+ * != 0; out NULL or [n_check][n_row][d] = (sum_S p v + base_out) / mass (0 where mass is 0). */
+bool kv_prefix_ref(size_t n_row, size_t d, const float *q, const float *lse, float scale, float softcap, const float *k,
+                   const float *v, size_t n_order, const uint32_t *order, size_t n_check, const uint32_t *check,
+                   const double *base_mass, const float *base_out, const uint8_t *contested, double *mass,
+                   double *cmass, float *out);
+bool kv_prefix(size_t n_row, size_t d, const float *q, const float *lse, float scale, float softcap, const float *k,
+               const float *v, size_t n_order, const uint32_t *order, size_t n_check, const uint32_t *check,
+               const double *base_mass, const float *base_out, const uint8_t *contested, double *mass, double *cmass,
+               float *out);
+
+/* CLOSE. norm[r] = || w x[r] ||_2 for rows x [n_row][n_in], w [n_out][n_in]: layer error through W_O. */
+bool kv_project_norm_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
+bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
+
+/* CLOSE. c[m][n] = a[m][k] b[n][k]^T, rows of c at stride ldc. Weights as files store them: b is (out, in). kv_matmul
+ * splits the rows of c and of b in fixed blocks over `threads`. */
+bool kv_matmul_ref(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc);
+bool kv_matmul(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc, uint32_t threads);
+
+/* CLOSE. y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w, rows of n. x and y may be the same. */
+void kv_rmsnorm_ref(size_t n_row, size_t n, const float *x, const float *w, float eps, float *y);
+void kv_rmsnorm(size_t n_row, size_t n, const float *x, const float *w, float eps, float *y);
+/* CLOSE. Rotate x [n_row][d] in place: element pairs (i, i + rot/2), i < rot/2, angle (pos0 + r) * inv_freq[i], cos and
+ * sin multiplied by mscale; elements rot..d-1 stay. Angles are formed in double. */
+void kv_rope_ref(size_t n_row, size_t d, size_t rot, size_t pos0, const float *inv_freq, float mscale, float *x,
+                 size_t ld);
+void kv_rope(size_t n_row, size_t d, size_t rot, size_t pos0, const float *inv_freq, float mscale, float *x, size_t ld);
+/* CLOSE. gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]. */
+void kv_swiglu_ref(size_t n, float *gate, const float *up);
+void kv_swiglu(size_t n, float *gate, const float *up);
+
+/* EXACT. Round to `bits` (32 = f32, 16 = f16, 17 = bf16; to nearest, ties to even, a NaN stays one) and split into byte
+ * planes, least significant byte first: plane b of element i at dst[b * n + i]. Returns the number of finite values
+ * that overflowed to infinity. */
+size_t kv_pack_ref(int bits, size_t n, const float *src, uint8_t *dst);
+size_t kv_pack(int bits, size_t n, const float *src, uint8_t *dst);
+int kv_pack_cuda(int bits, size_t n, const float *src, uint8_t *dst, size_t *n_overflow);
+/* EXACT. The same rounding, in place, kept as float: what attention consumes. Same return value. */
+size_t kv_round_ref(int bits, size_t n, float *x);
+size_t kv_round(int bits, size_t n, float *x);
+
+/* True when a usable CUDA device is present (false in builds without CUDA); name gets its name. */
+bool kv_cuda_device(char *name, size_t n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

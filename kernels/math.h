@@ -1,0 +1,102 @@
+/* math.h - the arithmetic that decides kept sets, the same bytes on every machine and compiler.
+ *
+ * libm's expf and tanhf differ between C libraries, and a contracted multiply-add differs between compilers, so EXACT
+ * kernels use only what IEEE 754 pins down: + - * / of floats, and fused multiply-adds that are written out. Where the
+ * machine has no such instruction fmaf of the C library gives the same result slowly.
+ * All functions here are branch-free, so that a compiler vectorises a loop over them. */
+#ifndef KV_MATH_H
+#define KV_MATH_H
+
+#include "kernels/kernels.h"
+
+#include <float.h>
+#include <string.h>
+
+#if FLT_EVAL_METHOD != 0 || defined(__FAST_MATH__)
+#error "EXACT kernels need float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse) and no -ffast-math"
+#endif
+
+#define KV_INLINE static inline __attribute__((always_inline))
+
+KV_INLINE uint32_t kv_float_bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+KV_INLINE float kv_bits_float(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+/* e^x within 1 ulp (measured over every float: SPEED.md). 0 below -87 (results are never subnormal), infinity above
+ * 88.72283, NaN for NaN. x = n ln 2 + r, |r| <= ln 2 / 2; e^r by a polynomial; n goes into the exponent. */
+KV_INLINE float kv_expf(float x)
+{
+    const float shift = 12582912.f; /* 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits */
+    float t = __builtin_fmaf(x, 1.44269504f, shift);
+    uint32_t n = kv_float_bits(t) << 23;
+    float nf = t - shift;
+    float r = __builtin_fmaf(nf, -0.693145752f, x); /* ln 2 in two parts, the first with few bits */
+    r = __builtin_fmaf(nf, -1.42860677e-6f, r);
+    float p = 1.38144672e-3f;
+    p = __builtin_fmaf(p, r, 8.36878084e-3f);
+    p = __builtin_fmaf(p, r, 4.16683927e-2f);
+    p = __builtin_fmaf(p, r, 1.66665196e-1f);
+    p = __builtin_fmaf(p, r, 4.99999940e-1f);
+    p = __builtin_fmaf(p, r, 1.f);
+    p = __builtin_fmaf(p, r, 1.f);
+    /* Special cases by masks: given a choice, gcc branches around the polynomial and vectorises nothing. */
+    uint32_t y = kv_float_bits(p) + n;
+    uint32_t low = -(uint32_t)(x < -87.f), high = -(uint32_t)(x > 88.7228317f), nan = -(uint32_t)(x != x);
+    return kv_bits_float((y & ~(low | high)) | (high & 0x7f800000u) | (nan & 0x7fc00000u));
+}
+
+/* tanh x within 2 ulp: an odd polynomial near 0, where 1 - 2/(e^2x + 1) would cancel. */
+KV_INLINE float kv_tanhf(float x)
+{
+    float a = kv_bits_float(kv_float_bits(x) & 0x7fffffffu), z = x * x;
+    float p = -5.70498872745e-3f;
+    p = __builtin_fmaf(p, z, 2.06390887954e-2f);
+    p = __builtin_fmaf(p, z, -5.37397155531e-2f);
+    p = __builtin_fmaf(p, z, 1.33314422036e-1f);
+    p = __builtin_fmaf(p, z, -3.33332819422e-1f);
+    float small = __builtin_fmaf(p * z, x, x);
+    float big = 1.f - 2.f / (kv_expf(2.f * a) + 1.f);
+    big = kv_bits_float(kv_float_bits(big) | (kv_float_bits(x) & 0x80000000u));
+    uint32_t near = -(uint32_t)(a < 0.625f);
+    return kv_bits_float((kv_float_bits(small) & near) | (kv_float_bits(big) & ~near));
+}
+
+/* The soft cap of a score, softcap > 0. */
+KV_INLINE float kv_cap(float score, float softcap)
+{
+    return softcap * kv_tanhf(score / softcap);
+}
+
+/* The score: one chain of fused multiply-adds over the head size, in order. */
+KV_INLINE float kv_score(const kv_attn_shape *s, const float *q, const float *k)
+{
+    float dot = 0;
+    for (size_t i = 0; i < s->d; i++) dot = __builtin_fmaf(q[i], k[i], dot);
+    return s->softcap > 0 ? kv_cap(dot * s->scale, s->softcap) : dot * s->scale;
+}
+
+/* Row r sees keys *lo <= j < *hi. */
+KV_INLINE void kv_visible(const kv_attn_shape *s, size_t r, size_t *lo, size_t *hi)
+{
+    size_t end = s->row0 + r + 1;
+    *hi = end < s->n_key ? end : s->n_key;
+    *lo = s->window && end > s->window ? end - s->window : 0;
+    if (*lo > *hi) *lo = *hi;
+}
+
+/* The sum of eight lanes, in the order every EXACT kernel adds them. */
+KV_INLINE double kv_sum8(const double l[8])
+{
+    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+}
+
+#endif

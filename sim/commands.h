@@ -1,0 +1,34 @@
+/* commands.h - the commands of kv-sim. Each takes argv from its own name on and returns a status. */
+#ifndef KV_SIM_COMMANDS_H
+#define KV_SIM_COMMANDS_H
+
+#include "sim/plan.h"
+#include "traces/cli.h"
+
+kv_status kv_sim_run(int argc, char **argv, kv_error *err);
+kv_status kv_sim_keep(int argc, char **argv, kv_error *err);
+kv_status kv_sim_policies(int argc, char **argv, kv_error *err);
+kv_status kv_sim_metrics(int argc, char **argv, kv_error *err);
+kv_status kv_sim_selftest(int argc, char **argv, kv_error *err);
+
+/* What `run` and `keep` share: policies, budgets and constraints of the command line. */
+typedef struct {
+    kv_list policies, budgets;
+    const char *granularity, *protect, *cut;
+    uint32_t decode_rows;
+    uint64_t seed;
+    kv_spec *spec;
+    size_t n_spec;
+    kv_budget *budget;
+    size_t n_budget;
+} kv_request;
+#define KV_REQUEST_OPTIONS(r)                                                                                          \
+    {"policy", 'p', KV_OPT_LIST, &(r)->policies}, {"budget", 'b', KV_OPT_LIST, &(r)->budgets},                         \
+        {"granularity", 0, KV_OPT_STR, &(r)->granularity}, {"protect", 0, KV_OPT_STR, &(r)->protect},                  \
+        {"cut", 0, KV_OPT_STR, &(r)->cut}, {"decode-rows", 0, KV_OPT_U32, &(r)->decode_rows},                          \
+        {"seed", 0, KV_OPT_U64, &(r)->seed}
+/* Parse them into spec and budget; duplicates (same canonical string, same text) are dropped. */
+kv_status kv_request_resolve(kv_request *r, kv_error *err);
+void kv_request_free(kv_request *r);
+
+#endif

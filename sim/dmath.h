@@ -1,0 +1,33 @@
+/* dmath.h - natural logarithm, exponential and power in double from +, -, *, / alone, so that budgets that hang on a truncation
+ * are the same on every machine (libm's differ in the last bit). Relative error below 1e-15 * (1 + |result's exponent|). */
+#ifndef KV_DMATH_H
+#define KV_DMATH_H
+
+#include <math.h>
+
+/* ln x for finite x > 0: x = m 2^e with m in [sqrt(1/2), sqrt 2), ln m = 2 atanh((m-1)/(m+1)). */
+static inline double kv_log(double x)
+{
+    int e;
+    double m = frexp(x, &e); /* exact */
+    if (m < 0.70710678118654752) m *= 2, e--;
+    double z = (m - 1) / (m + 1), z2 = z * z, s = 0;
+    for (int k = 21; k >= 1; k -= 2) s = s * z2 + 1.0 / k;
+    return 2 * z * s + e * 0.69314718055994531;
+}
+
+/* exp x for |x| < 700: 2^n e^r with |r| <= ln2/2, Taylor to the 14th power. */
+static inline double kv_exp(double x)
+{
+    double n = floor(x * 1.4426950408889634 + 0.5);
+    double r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10, s = 1;
+    for (int k = 14; k >= 1; k--) s = 1 + r / k * s;
+    return ldexp(s, (int)n);
+}
+
+static inline double kv_pow(double x, double y)
+{
+    return y == 1 ? x : kv_exp(y * kv_log(x));
+}
+
+#endif

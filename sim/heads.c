@@ -1,0 +1,51 @@
+/* heads.c - one flat top-k over sorted lists, without merging them: the k-th largest score is found by bisection over the
+ * order-preserving integer image of floats, each probe being one binary search per list. */
+#include "sim/plan.h"
+
+static uint32_t key_of(float f)
+{
+    uint32_t u;
+    if (f == 0) f = 0; /* -0 ties with +0 */
+    memcpy(&u, &f, 4);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+/* Entries of a descending list whose key is >= k. */
+static size_t at_least(const float *x, size_t m, float scale, bool scaled, uint32_t k)
+{
+    size_t lo = 0, hi = m;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (key_of(scaled ? x[mid] * scale : x[mid]) >= k) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+
+void kv_flat_topk(const float *sorted, size_t n_unit, size_t m, const float *scale, uint64_t k, uint32_t *won)
+{
+    if (k >= (uint64_t)n_unit * m) {
+        for (size_t u = 0; u < n_unit; u++) won[u] = (uint32_t)m;
+        return;
+    }
+    /* the largest key that at least k entries reach; 0 is reached by all */
+    uint32_t lo = 0, hi = UINT32_MAX;
+    while (lo < hi) {
+        uint32_t mid = (uint32_t)(((uint64_t)lo + hi + 1) / 2);
+        uint64_t n = 0;
+        for (size_t u = 0; u < n_unit; u++) n += at_least(sorted + u * m, m, scale ? scale[u] : 1, scale != NULL, mid);
+        if (n >= k) lo = mid;
+        else hi = mid - 1;
+    }
+    uint64_t above = 0;
+    for (size_t u = 0; u < n_unit; u++) {
+        won[u] = lo == UINT32_MAX ? 0 : (uint32_t)at_least(sorted + u * m, m, scale ? scale[u] : 1, scale != NULL, lo + 1);
+        above += won[u];
+    }
+    for (size_t u = 0; u < n_unit && above < k; u++) { /* entries equal to the k-th: lowest unit first */
+        size_t ties = at_least(sorted + u * m, m, scale ? scale[u] : 1, scale != NULL, lo) - won[u];
+        if (ties > k - above) ties = (size_t)(k - above);
+        won[u] += (uint32_t)ties;
+        above += ties;
+    }
+}

@@ -1,0 +1,143 @@
+/* main.c - kv-sim: replay eviction policies against recorded attention. */
+#include <jansson.h>
+#include <stdlib.h>
+
+#include "sim/commands.h"
+#include "sim/metric.h"
+#include "sim/scorer.h"
+
+static const struct {
+    const char *name, *help;
+    kv_status (*run)(int, char **, kv_error *);
+} COMMANDS[] = {
+    {"run", "traces x policies x budgets into results.db", kv_sim_run},
+    {"keep", "the kept sets only, as NumPy files, and the ledger", kv_sim_keep},
+    {"policies", "the table of policies; `policies NAME` prints one with its parameters", kv_sim_policies},
+    {"metrics", "the table of metrics with their formulas", kv_sim_metrics},
+    {"selftest", "identities that must hold on a trace", kv_sim_selftest},
+};
+enum { N_COMMAND = sizeof COMMANDS / sizeof *COMMANDS };
+
+static json_t *policy_json(const kv_policy *p)
+{
+    json_t *params = json_object();
+    kv_spec *s = NULL;
+    size_t n = 0;
+    if (!kv_spec_parse(p->name, &s, &n, NULL)) {
+        for (size_t i = 0; i < kv_slot_count(); i++) {
+            char *v = kv_slot_value(s, i);
+            if (v) json_object_set_new(params, kv_slot_describe(i).name, json_string(v));
+            free(v);
+        }
+        kv_spec_free(s);
+    }
+    free(s);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:o}", "name", p->name, "summary", p->summary, "paper", p->paper, "source", p->source,
+                     "verified", p->verified, "nested", p->nested, "parameters", params);
+}
+
+static kv_status print_policy(const char *name, kv_error *err)
+{
+    kv_spec *s = NULL;
+    size_t n = 0;
+    kv_status st = kv_spec_parse(name, &s, &n, err);
+    for (size_t k = 0; k < n && !st; k++) {
+        const kv_policy *p = s[k].row;
+        const kv_scorer *sc = kv_scorers[s[k].scorer];
+        printf("%s\n  %s\n  paper     %s\n  source    %s\n  verified  %s\n  nested    %s\n", p->name, p->summary, p->paper, p->source, p->verified,
+               p->nested);
+        if (!s[k].file) {
+            printf("  needs     %s%s%s%s\n  phase     one cut; every later token is kept\n", sc->needs & KV_NEED_WINDOW ? "queries of the last prompt rows, " : "",
+                   sc->needs & KV_NEED_COLSUM ? "column sums or all prompt queries, " : sc->needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), " : "", sc->future ? "the measured rows themselves (an oracle), " : "", "keys and values");
+            printf("  parameters (all can be changed: %s:key=value,...)\n", p->name);
+        }
+        for (size_t i = 0; i < kv_slot_count(); i++) {
+            char *v = kv_slot_value(&s[k], i);
+            kv_slot_help h = kv_slot_describe(i);
+            if (v) printf("    %-15s %-16s %s%s%s%s\n", h.name, v, h.help, h.choices ? " (" : "", h.choices ? h.choices : "", h.choices ? ")" : "");
+            free(v);
+        }
+        printf("  spec      %s\n", s[k].canonical);
+    }
+    for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
+    free(s);
+    return st;
+}
+
+kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
+{
+    kv_list rest = {0};
+    bool json = false, help = false;
+    kv_opt opts[] = {{"json", 0, KV_OPT_FLAG, &json}, {"help", 'h', KV_OPT_FLAG, &help}, {0}};
+    kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
+    if (!st && help) {
+        printf("usage: kv-sim policies [NAME[:key=value,..]] [--json]\n\n  kv-sim policies\n  kv-sim policies cake:alpha=0.2,heads=ada\n");
+    } else if (!st && json) {
+        json_t *all = json_array();
+        for (const kv_policy *p = kv_policies; p->name; p++)
+            if (!rest.n || !strcmp(rest.v[0], p->name)) json_array_append_new(all, policy_json(p));
+        if (rest.n && !json_array_size(all)) st = print_policy(rest.v[0], err); /* fails with the list of names */
+        else json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
+        json_decref(all);
+    } else if (!st && rest.n) {
+        for (size_t i = 0; i < rest.n && !st; i++) st = print_policy(rest.v[i], err);
+    } else if (!st) {
+        printf("%-27s %-62s %s\n", "policy", "what it keeps", "nested in the budget");
+        for (const kv_policy *p = kv_policies; p->name; p++) printf("%-27s %-62s %s\n", p->name, p->summary, p->nested);
+        printf("%-27s %-62s %s\n", "mask:FILE.npy", "a kept set made elsewhere", "no");
+        printf("\nplain names: per KV head, window inside the budget; SOURCE.NAME reproduces a code base\n");
+    }
+    kv_list_free(&rest);
+    return st;
+}
+
+kv_status kv_sim_metrics(int argc, char **argv, kv_error *err)
+{
+    kv_list rest = {0};
+    bool json = false, help = false;
+    kv_opt opts[] = {{"json", 0, KV_OPT_FLAG, &json}, {"help", 'h', KV_OPT_FLAG, &help}, {0}};
+    kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
+    json_t *all = json_array();
+    if (!st && help) printf("usage: kv-sim metrics [--json]\n\n  kv-sim metrics\n  kv-sim metrics --json\n");
+    for (int m = 0; m < KV_M_COUNT && !st && !help; m++) {
+        const kv_metric_def *d = &kv_metric_defs[m];
+        if (json)
+            json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:s}", "name", d->name, "unit", d->unit, "better", d->better, "formula", d->formula,
+                                                 "source", d->source));
+        else printf("%-17s %s is better, unit: %s\n                  %s\n                  source: %s\n", d->name, d->better, d->unit, d->formula, d->source);
+    }
+    if (!st && json && !help) json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
+    json_decref(all);
+    kv_list_free(&rest);
+    return st;
+}
+
+static void usage(void)
+{
+    printf("usage: kv-sim COMMAND ...   replay KV-cache eviction policies against recorded attention\n\n");
+    for (int i = 0; i < N_COMMAND; i++) printf("  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].help);
+    printf("\n`kv-sim COMMAND --help` tells the options. --version prints the build.\n\n"
+           "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%%,20%% --db results.db\n"
+           "  kv-sim policies cake\n");
+}
+
+int main(int argc, char **argv)
+{
+    kv_error err = {""};
+    const char *names[N_COMMAND];
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) return usage(), 0;
+    if (argc > 1 && !strcmp(argv[1], "--version")) return kv_cli_version("kv-sim"), 0;
+    for (int i = 0; i < N_COMMAND; i++) {
+        names[i] = COMMANDS[i].name;
+        if (argc > 1 && !strcmp(argv[1], names[i])) {
+            kv_status st = COMMANDS[i].run(argc - 1, argv + 1, &err);
+            if (!st && fflush(stdout)) st = kv_fail(&err, KV_EIO, "cannot write to stdout");
+            return kv_cli_exit("kv-sim", st, &err);
+        }
+    }
+    const char *near = argc > 1 ? kv_nearest(argv[1], names, N_COMMAND) : NULL;
+    kv_status st = argc > 1 ? kv_fail(&err, KV_EMISUSE, "unknown command '%s'%s%s%s; known: run keep policies metrics selftest", argv[1], near ? " (did you mean '" : "",
+                                      near ? near : "", near ? "'?)" : "")
+                            : kv_fail(&err, KV_EMISUSE, "no command; known: run keep policies metrics selftest");
+    return kv_cli_exit("kv-sim", st, &err);
+}

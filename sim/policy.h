@@ -1,0 +1,117 @@
+/* policy.h - a policy is data: one row that fills the slots below; the engine does the rest.
+ *
+ *   score     a number for every (layer, query head or KV head, position) of the prompt          sim/scorers/score_NAME.c
+ *   reduce    rows -> query heads of a unit -> pooling, in the order the row says                 sim/reduce.c
+ *   protect   positions that are kept first: the policy's window and sinks, plus --protect        sim/ranking.c
+ *   layers    how many slots each layer gets                                                      sim/layers.c
+ *   heads     how a layer's slots are split over its units                                        sim/heads.c
+ *
+ * A unit is what has a kept set of its own: a query head, a KV head, or a layer (one set for all heads). The ranking of
+ * a unit lists all prompt positions: protected ones first (newest first), then by (score descending, position
+ * ascending). A kept set is a prefix of it, so one ranking serves every policy that shares it and every budget. */
+#ifndef KV_POLICY_H
+#define KV_POLICY_H
+
+#include "traces/base.h"
+
+typedef enum { KV_GRAN_QUERY_HEAD, KV_GRAN_KV_HEAD, KV_GRAN_LAYER } kv_granularity;
+typedef enum { KV_ROWS_SUM, KV_ROWS_MEAN, KV_ROWS_MEAN_VAR, KV_ROWS_MAX } kv_row_reduce;
+typedef enum { KV_GROUP_NONE, KV_GROUP_MEAN, KV_GROUP_MAX, KV_GROUP_SUM, KV_GROUP_ALL } kv_group_reduce;
+typedef enum { KV_POOL_NONE, KV_POOL_AVG, KV_POOL_MAX } kv_pooling;
+/* When nothing is evicted: L <= C (NONE), L <= C + window (WINDOW: CAKE), L < C (BEYOND: Ada-KV's code, whose truncated floor may
+ * drop one token per head at L = C). */
+typedef enum { KV_GUARD_NONE, KV_GUARD_WINDOW, KV_GUARD_BEYOND } kv_guard;
+typedef enum {
+    KV_LAYERS_UNIFORM,
+    KV_LAYERS_PYRAMID_KVF,     /* uniform below L < 2B (policies.md 3.3, KVCache-Factory) */
+    KV_LAYERS_PYRAMID_FFY0,    /* the same progression, a layer is left whole when it would hold everything */
+    KV_LAYERS_PYRAMID_KVPRESS, /* real-valued progression, rounded; the count includes the window */
+    KV_LAYERS_CAKE,            /* preference shares, policies.md 4.3-4.5 */
+    KV_LAYERS_POOL             /* one flat top-k over all layers, units and positions */
+} kv_layer_alloc;
+typedef enum {
+    KV_HEADS_UNIFORM,
+    KV_HEADS_ADA,  /* round(n_h (1-alpha) + int(alpha B)), policies.md 5.2 */
+    KV_HEADS_POOL, /* one flat top-k over the units of a layer */
+} kv_head_alloc;
+
+typedef struct kv_policy kv_policy;
+
+/* A policy with every slot filled. Owned strings are freed by kv_spec_free. */
+typedef struct {
+    const kv_policy *row;
+    uint32_t scorer; /* index into kv_scorers */
+    uint32_t granularity, row_reduce, group_reduce, pooling, pool_first, guard, layers, heads;
+    uint32_t window;   /* observation rows of window scores, and the recent positions protected inside the budget */
+    uint32_t sinks;    /* first positions that score above everything (fixed-pattern scores) */
+    uint32_t kernel, beta;
+    uint32_t normalize, cascading;
+    uint32_t keep_all; /* full: every count is L */
+    uint32_t per_row;  /* column sums divided by the number of rows that see the column */
+    uint32_t protect_sink, protect_recent; /* from --protect */
+    double gamma, alpha, tau1, tau2;
+    /* read by single scorers and selectors, which say so in their `params` */
+    uint32_t n_future, use_covariance, use_vnorm, lag_size, chunk_size, local_window, retain_direction, chunk_length, block_size;
+    double epsilon, tau, mix_lambda, first_stage_ratio;
+    char *mean_file, *cov_file, *importance;
+    uint64_t seed;         /* of `random` */
+    uint64_t skip_layers[16]; /* bitmap over layer indices that are never cut */
+    char *file;            /* mask: the NumPy file */
+    char *canonical;       /* "snapkv:granularity=kv_head,...": every parameter that matters, sorted by name */
+    char *ranking_key;     /* the part of it that determines the ranking: equal keys share one ranking */
+} kv_spec;
+
+/* One row of the table. `slots` is a parameter string in the syntax of the command line; it sets every slot that
+ * differs from the defaults in kv_slot_table. */
+struct kv_policy {
+    const char *name;
+    const char *summary;  /* one line */
+    const char *paper;    /* title or arXiv number, or "baseline" */
+    const char *source;   /* repository and file whose arithmetic this is, or "definition" */
+    const char *verified; /* how it was checked; appears beside every result */
+    const char *nested;   /* "yes", "no: why" - does a larger budget keep a superset? */
+    const char *slots;
+};
+extern const kv_policy kv_policies[]; /* ends with name == NULL */
+
+/* Parse "-p" arguments: commas separate policies, except that an item with '=' before any ':' continues the last one;
+ * a value with '|' expands to a grid. Appends to *out (realloc'd). KV_EMISUSE lists what is known, nearest first. */
+kv_status kv_spec_parse(const char *arg, kv_spec **out, size_t *n, kv_error *err);
+/* Change one parameter by name (used by --granularity, --seed, --protect); call kv_spec_seal afterwards. */
+kv_status kv_spec_set(kv_spec *s, const char *name, const char *value, kv_error *err);
+/* Check that slots fit together and (re)build the canonical strings. */
+kv_status kv_spec_seal(kv_spec *s, kv_error *err);
+void kv_spec_free(kv_spec *s);
+/* Name, kind, choices and meaning of every parameter, for `kv-sim policies NAME`. */
+typedef struct {
+    const char *name, *help;
+    const char *choices; /* "sum|mean|..." or NULL for numbers */
+} kv_slot_help;
+size_t kv_slot_count(void);
+kv_slot_help kv_slot_describe(size_t i);
+/* Value of parameter i in s, as text for the command line, or NULL where it does not matter for this spec. free(). */
+char *kv_slot_value(const kv_spec *s, size_t i);
+
+/* ------------------------------------------------------------------------------------------------ budgets */
+#define KV_BUDGET_TOKENS_MAX (1u << 30)
+typedef enum { KV_BUDGET_TOKENS, KV_BUDGET_PERCENT, KV_BUDGET_BYTES, KV_BUDGET_RATIO } kv_budget_kind;
+typedef struct {
+    kv_budget_kind kind;
+    double value;
+    char text[32]; /* as given, for labels */
+} kv_budget;
+
+/* Budget resolved for one trace. */
+typedef struct {
+    uint32_t tokens; /* C, 0..L (capped at the tokens at the cut) */
+    double real;     /* before truncation: L(1-r) for ratios, else C; kvpress's pyramid uses it */
+    double frac;     /* C / L */
+} kv_budget_resolved;
+
+/* "512", "5%", "64MiB", "ratio=0.9", "auto" (16 values), comma-separated. Appends. */
+kv_status kv_budget_parse(const char *arg, kv_budget **out, size_t *n, kv_error *err);
+/* n_tokens at the cut, slot_bytes of one KV head's token (K and V), evicting layers and KV heads of the trace. */
+kv_budget_resolved kv_budget_resolve(const kv_budget *b, uint32_t n_tokens, size_t slot_bytes, uint32_t n_layer,
+                                     uint32_t n_kv_head);
+
+#endif

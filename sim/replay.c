@@ -1,0 +1,305 @@
+/* replay.c - the metric pass. */
+#include "sim/replay.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "traces/cli.h"
+
+enum { ROWS = 128 };            /* rows in flight: bounds the memory of all points' outputs */
+#define NATS_CAP     20.0
+#define LOST_NOTHING 1e-6       /* 1 - R below this: the distance of the means is noise */
+
+/* One layer being measured; scratch of one task. */
+typedef struct {
+    const kv_plan *plan;
+    const kv_point *point;
+    size_t n_point;
+    unsigned wanted;
+    kv_layer l;
+    float *wo;              /* [hidden][Hq*d] or NULL */
+    double *ref;            /* [n_row] ||x|| or the norm of the layer's own output */
+    float *o, *lse;         /* [Hq][n_row][d], [Hq][n_row]: full-cache rows */
+    float *base_out;        /* [Hq][n_row][d]: sum p v over tokens after the cut */
+    double *base_mass;      /* [Hq][n_row] */
+    uint8_t *contested;     /* [n_token] 1 = outside F */
+    kv_replay *out;
+} task;
+
+static kv_head_sums *sums(const task *t, size_t point, uint32_t h)
+{
+    return &t->out->head[(point * t->plan->scene->n_evict + t->l.order) * t->l.n_q_head + h];
+}
+
+/* Full-cache output, log-sum-exp, and the part of the tokens after the cut, for every measured row. */
+static kv_status full_rows(task *t, kv_error *err)
+{
+    const kv_scene *sc = t->plan->scene;
+    const kv_layer *l = &t->l;
+    size_t n = sc->n_row, d = l->d, after = sc->n_token - sc->n_cut;
+    float *part = NULL, *part_lse = NULL;
+    kv_attn_shape full = {n, sc->n_token, d, sc->row_first, 0, l->scale, l->softcap};
+    kv_attn_shape tail = {n, after, d, sc->row_first - sc->n_cut, 0, l->scale, l->softcap};
+    kv_status st = kv_array(&part, n * d, sizeof *part, err);
+    if (!st) st = kv_array(&part_lse, n, sizeof *part_lse, err);
+    for (uint32_t h = 0; h < l->n_q_head && !st; h++) {
+        const float *q = l->q_row + h * n * d;
+        const float *k = l->k + (size_t)(h / l->group) * sc->n_token * d, *v = l->v + (size_t)(h / l->group) * sc->n_token * d;
+        float *lse = t->lse + h * n;
+        if (!kv_attention(&full, q, k, v, t->o + h * n * d, d, lse, NULL) ||
+            !kv_attention(&tail, q, k + sc->n_cut * d, v + sc->n_cut * d, part, d, part_lse, NULL)) {
+            st = kv_fail(err, KV_ENOMEM, "out of memory");
+            break;
+        }
+        for (size_t r = 0; r < n; r++) {
+            double m = exp((double)part_lse[r] - lse[r]);
+            if (m > 1) m = 1;
+            t->base_mass[h * n + r] = m;
+            for (size_t j = 0; j < d; j++) t->base_out[(h * n + r) * d + j] = (float)(m * part[r * d + j]);
+            if (!isfinite(lse[r])) st = kv_fail(err, KV_EFORMAT, "trace '%s': layer %u head %u row %zu: attention is not finite", kv_trace_path(sc->trace), l->number, h, sc->row_first + r);
+        }
+    }
+    free(part), free(part_lse);
+    return st;
+}
+
+/* Mass outside F of every head, the denominator of contested recall. */
+static kv_status contested_total(task *t, kv_error *err)
+{
+    const kv_scene *sc = t->plan->scene;
+    const kv_layer *l = &t->l;
+    size_t n = sc->n_row, d = l->d;
+    uint32_t n_order = 0, *order = NULL;
+    float *zero = NULL;
+    double *mass = NULL, *none = NULL;
+    kv_status st = kv_array(&order, sc->n_cut, sizeof *order, err);
+    if (!st) st = kv_array(&zero, n * d, sizeof *zero, err);
+    if (!st) st = kv_array(&mass, n, sizeof *mass, err);
+    if (!st) st = kv_array(&none, n, sizeof *none, err);
+    for (uint32_t i = 0; i < sc->n_cut && !st; i++)
+        if (t->contested[i]) order[n_order++] = i;
+    for (uint32_t h = 0; h < l->n_q_head && !st; h++) {
+        size_t kv = (size_t)(h / l->group) * sc->n_token * d;
+        if (!kv_prefix(n, d, l->q_row + h * n * d, t->lse + h * n, l->scale, l->softcap, l->k + kv, l->v + kv, n_order, order, 1, &n_order,
+                       none, zero, NULL, mass, NULL, NULL))
+            st = kv_fail(err, KV_ENOMEM, "out of memory");
+        double sum = 0;
+        for (size_t r = 0; r < n && !st; r++) sum += mass[r];
+        for (size_t i = 0; i < t->n_point; i++) sums(t, i, h)->contested_all = sum;
+    }
+    free(order), free(zero), free(mass), free(none);
+    return st;
+}
+
+static double norm2(const float *x, size_t n)
+{
+    double s = 0;
+    for (size_t i = 0; i < n; i++) s += (double)x[i] * x[i];
+    return sqrt(s);
+}
+
+static int by_count(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* One row of one head at one point: add to the sums; diff (NULL allowed) gets o - o_hat. */
+static void account(kv_head_sums *s, double mass, double cmass, double base, const float *o, const float *o_hat, double norm_o,
+                    size_t d, bool whole, bool errors, float *diff)
+{
+    double R = whole || mass > 1 ? 1 : mass < 0 ? 0 : mass, nats = R > 0 ? -log(R) : INFINITY, e2 = 0;
+    s->recall += R;
+    if (!s->n++ || R < s->recall_min) s->recall_min = R;
+    if (nats > NATS_CAP) nats = NATS_CAP, s->n_capped++;
+    s->nats += nats;
+    s->contested_kept += cmass;
+    if (base < 1 - 1e-9) {
+        double share = (R - base) / (1 - base);
+        s->recall_prompt += share < 0 ? 0 : share > 1 ? 1 : share;
+        s->n_prompt++;
+    }
+    if (!errors) return;
+    for (size_t j = 0; j < d; j++) {
+        float e = whole ? 0 : o[j] - o_hat[j];
+        e2 += (double)e * e;
+        if (diff) diff[j] = e;
+    }
+    double rel = norm_o > 0 ? sqrt(e2) / norm_o : 0;
+    s->head_error += rel;
+    if (1 - R > LOST_NOTHING) s->value_distance += rel / (1 - R), s->n_distance++;
+}
+
+/* All points of one ranking over rows r0..r0+n-1. points = their indices. */
+static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n_points, size_t r0, size_t n, kv_error *err)
+{
+    const kv_scene *sc = t->plan->scene;
+    const kv_ranking *rk = &t->plan->ranking[ranking];
+    const kv_layer *l = &t->l;
+    size_t d = l->d, N = sc->n_row, U = rk->n_unit, width = (size_t)l->n_q_head * d;
+    bool errors = t->wanted & (1u << KV_M_HEAD_ERROR | 1u << KV_M_VALUE_DISTANCE | 1u << KV_M_LAYER_ERROR), contest = t->wanted >> KV_M_RECALL_CONTESTED & 1;
+    size_t heads = rk->granularity == KV_GRAN_QUERY_HEAD ? 1 : l->group, rows = heads * n;
+    uint32_t *check = NULL;
+    float *q = NULL, *lse = NULL, *base_out = NULL, *out = NULL, *diff = NULL;
+    double *base_mass = NULL, *mass = NULL, *cmass = NULL, *norm = NULL, *norm_o = NULL;
+    kv_status st = kv_array(&check, n_points, sizeof *check, err);
+    if (!st) st = kv_array(&q, rows * d, sizeof *q, err);
+    if (!st) st = kv_array(&lse, rows, sizeof *lse, err);
+    if (!st) st = kv_array(&base_out, rows * d, sizeof *base_out, err);
+    if (!st) st = kv_array(&base_mass, rows, sizeof *base_mass, err);
+    if (!st) st = kv_array(&norm_o, rows, sizeof *norm_o, err);
+    if (!st) st = kv_array(&mass, n_points * rows, sizeof *mass, err);
+    if (!st) st = kv_array(&cmass, n_points * rows, sizeof *cmass, err);
+    if (!st && errors) st = kv_array(&out, n_points * rows * d, sizeof *out, err);
+    if (!st && t->wo) st = kv_array(&diff, n_points * n * width, sizeof *diff, err);
+    if (!st && t->wo) st = kv_array(&norm, n, sizeof *norm, err);
+    for (uint32_t h0 = 0; h0 < l->n_q_head && !st; h0 += (uint32_t)heads) {
+        size_t u = rk->granularity == KV_GRAN_LAYER ? 0 : h0 / heads, kv = (size_t)(h0 / l->group) * sc->n_token * d;
+        size_t n_check = 0;
+        for (size_t i = 0; i < n_points; i++) check[i] = t->point[points[i]].counts[l->order * U + u];
+        qsort(check, n_points, sizeof *check, by_count);
+        for (size_t i = 0; i < n_points; i++)
+            if (!n_check || check[n_check - 1] != check[i]) check[n_check++] = check[i];
+        for (size_t g = 0; g < heads; g++) {
+            size_t from = (h0 + g) * N + r0;
+            memcpy(q + g * n * d, l->q_row + from * d, n * d * sizeof *q);
+            memcpy(lse + g * n, t->lse + from, n * sizeof *lse);
+            memcpy(base_mass + g * n, t->base_mass + from, n * sizeof *base_mass);
+            memcpy(base_out + g * n * d, t->base_out + from * d, n * d * sizeof *base_out);
+            for (size_t r = 0; r < n; r++) norm_o[g * n + r] = norm2(t->o + (from + r) * d, d);
+        }
+        if (!kv_prefix(rows, d, q, lse, l->scale, l->softcap, l->k + kv, l->v + kv, sc->n_cut, rk->order + (l->order * U + u) * sc->n_cut,
+                       n_check, check, base_mass, base_out, contest ? t->contested : NULL, mass, contest ? cmass : NULL, out)) {
+            st = kv_fail(err, KV_ENOMEM, "out of memory");
+            break;
+        }
+        for (size_t i = 0; i < n_points; i++) {
+            uint32_t count = t->point[points[i]].counts[l->order * U + u];
+            size_t c = (size_t)((uint32_t *)bsearch(&count, check, n_check, sizeof *check, by_count) - check);
+            for (size_t g = 0; g < heads; g++)
+                for (size_t r = 0; r < n; r++) {
+                    size_t at = c * rows + g * n + r, row = (h0 + g) * N + r0 + r;
+                    account(sums(t, points[i], h0 + (uint32_t)g), mass[at], contest ? cmass[at] : 0, base_mass[g * n + r], t->o + row * d,
+                            errors ? out + at * d : NULL, norm_o[g * n + r], d, count == sc->n_cut, errors,
+                            diff ? diff + (i * n + r) * width + (h0 + g) * d : NULL);
+                }
+        }
+    }
+    for (size_t i = 0; i < n_points && !st && t->wo; i++) {
+        if (!kv_project_norm(n, width, sc->info->hidden, diff + i * n * width, t->wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+        for (size_t r = 0; r < n && !st; r++)
+            t->out->layer_error[points[i] * sc->n_evict + l->order] += t->ref[r0 + r] > 0 ? norm[r] / t->ref[r0 + r] : 0;
+    }
+    free(check), free(q), free(lse), free(base_out), free(out), free(diff), free(base_mass), free(mass), free(cmass), free(norm), free(norm_o);
+    return st;
+}
+
+/* W_O and what layer errors are divided by. */
+static kv_status reference(task *t, kv_error *err)
+{
+    const kv_scene *sc = t->plan->scene;
+    size_t n = sc->n_row, width = (size_t)t->l.n_q_head * t->l.d;
+    float *x = NULL;
+    kv_status st = kv_array(&t->wo, (size_t)sc->info->hidden * width, sizeof *t->wo, err);
+    if (!st) st = kv_trace_read_wo(sc->trace, t->l.number, t->wo, err);
+    if (!st) st = kv_array(&t->ref, n, sizeof *t->ref, err);
+    if (!st) st = kv_array(&x, t->out->own_output ? n * width : n, sizeof *x, err);
+    if (!st && !t->out->own_output) {
+        st = kv_trace_read_f32(sc->trace, KV_S_XNORM, t->l.number, 0, sc->row_first, sc->n_token, x, err);
+        for (size_t r = 0; r < n && !st; r++) t->ref[r] = x[r];
+    } else if (!st) {
+        for (size_t h = 0; h < t->l.n_q_head; h++)
+            for (size_t r = 0; r < n; r++) memcpy(x + r * width + h * t->l.d, t->o + (h * n + r) * t->l.d, t->l.d * sizeof *x);
+        if (!kv_project_norm(n, width, sc->info->hidden, x, t->wo, t->ref)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    }
+    free(x);
+    return st;
+}
+
+static kv_status layer_task(task *t, uint32_t index, kv_error *err)
+{
+    const kv_scene *sc = t->plan->scene;
+    size_t n = sc->n_row, *points = NULL;
+    kv_status st = kv_layer_load(sc, index, KV_NEED_FUTURE, 0, &t->l, err);
+    if (st) return st;
+    size_t rows = t->l.n_q_head * n, P = sc->n_prompt;
+    st = kv_array(&t->o, rows * t->l.d, sizeof *t->o, err);
+    if (!st) st = kv_array(&t->lse, rows, sizeof *t->lse, err);
+    if (!st) st = kv_array(&t->base_out, rows * t->l.d, sizeof *t->base_out, err);
+    if (!st) st = kv_array(&t->base_mass, rows, sizeof *t->base_mass, err);
+    if (!st) st = kv_array(&t->contested, sc->n_token, 1, err);
+    if (!st) st = kv_array(&points, t->n_point, sizeof *points, err);
+    if (!st) st = full_rows(t, err);
+    if (!st && t->out->layer_error) st = reference(t, err);
+    for (size_t i = 4; i < sc->n_cut && !st; i++) t->contested[i] = i + 32 < P;
+    if (!st && (t->wanted >> KV_M_RECALL_CONTESTED & 1)) st = contested_total(t, err);
+    for (size_t r = 0; r < t->plan->n_ranking && !st; r++) {
+        size_t m = 0;
+        for (size_t i = 0; i < t->n_point; i++)
+            if (t->plan->ranking_of[t->point[i].spec] == r) points[m++] = i;
+        for (size_t r0 = 0; r0 < n && m && !st; r0 += ROWS) {
+            st = measure(t, r, points, m, r0, n - r0 < ROWS ? n - r0 : ROWS, err);
+            if (!st && kv_interrupted()) st = kv_fail(err, KV_EINTERRUPTED, "interrupted");
+        }
+    }
+    free(points), free(t->o), free(t->lse), free(t->base_out), free(t->base_mass), free(t->contested), free(t->wo), free(t->ref);
+    kv_layer_free(&t->l);
+    return st;
+}
+
+typedef struct {
+    task proto;
+    kv_status *st;
+    kv_error *err;
+    void (*tick)(void *ctx, size_t done);
+    void *ctx;
+    atomic_size_t done;
+} job;
+
+static void run_task(void *ctx, size_t i)
+{
+    job *j = ctx;
+    task t = j->proto;
+    j->st[i] = kv_interrupted() ? kv_fail(&j->err[i], KV_EINTERRUPTED, "interrupted") : layer_task(&t, (uint32_t)i, &j->err[i]);
+    size_t done = atomic_fetch_add(&j->done, 1) + 1;
+    if (j->tick) j->tick(j->ctx, done);
+}
+
+kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, unsigned wanted, uint32_t threads,
+                        void (*tick)(void *ctx, size_t done), void *ctx, kv_replay *out, kv_error *err)
+{
+    const kv_scene *sc = p->scene;
+    job j = {.proto = {.plan = p, .point = point, .n_point = n_point, .wanted = wanted, .out = out}, .tick = tick, .ctx = ctx};
+    size_t n;
+    *out = (kv_replay){.n_point = n_point};
+    if (!sc->n_row)
+        return kv_fail(err, KV_EMISSING, "trace '%s' has no decoded rows to measure; capture with --decode N, or use --decode-rows N", kv_trace_path(sc->trace));
+    bool wo = wanted >> KV_M_LAYER_ERROR & 1;
+    for (uint32_t l = 0; l < sc->n_evict; l++) {
+        uint32_t number = sc->info->layer[sc->evict[l]];
+        if (!kv_trace_has_wo(sc->trace, number)) wo = false;
+        if (!kv_trace_has(sc->trace, KV_S_XNORM, number, 0, sc->row_first, sc->n_token)) out->own_output = true;
+    }
+    if (!kv_mul(n_point, (size_t)sc->n_evict * sc->info->n_q_head, &n)) return kv_fail(err, KV_ENOMEM, "too many points");
+    kv_status st = kv_array(&out->head, n, sizeof *out->head, err);
+    if (!st && wo) st = kv_array(&out->layer_error, n_point * sc->n_evict, sizeof *out->layer_error, err);
+    if (!st) st = kv_array(&j.st, sc->n_evict, sizeof *j.st, err);
+    if (!st) st = kv_array(&j.err, sc->n_evict, sizeof *j.err, err);
+    if (!st) {
+        kv_parallel(sc->n_evict, threads, run_task, &j);
+        for (uint32_t l = 0; l < sc->n_evict && !st; l++)
+            if ((st = j.st[l]) && err) *err = j.err[l];
+    }
+    free(j.st), free(j.err);
+    if (st) kv_replay_free(out);
+    return st;
+}
+
+void kv_replay_free(kv_replay *r)
+{
+    free(r->head), free(r->layer_error);
+    *r = (kv_replay){0};
+}

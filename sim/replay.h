@@ -1,0 +1,32 @@
+/* replay.h - what kept sets do to attention: one pass over the layers for every (policy, budget) of a plan.
+ *
+ * Points that share a ranking share the attention pass along it (kv_prefix: all checkpoints for about the price of one); the error
+ * through W_O is one product per point. Layers are independent tasks, sums are taken in a fixed order, so the numbers do
+ * not depend on the number of threads. */
+#ifndef KV_REPLAY_H
+#define KV_REPLAY_H
+
+#include "sim/metric.h"
+#include "sim/plan.h"
+
+typedef struct {
+    size_t spec;        /* index into the plan's specs */
+    size_t budget;      /* the caller's label */
+    kv_budget_resolved c;
+    uint32_t *counts;   /* [n_evict][n_unit] */
+} kv_point;
+
+typedef struct {
+    size_t n_point;
+    kv_head_sums *head;  /* [n_point][n_evict][n_q_head] */
+    double *layer_error; /* [n_point][n_evict] sums over rows; NULL when there is no W_O or it was not wanted */
+    bool own_output;     /* layer_error is relative to the layer's own output: the trace has no ||x|| */
+} kv_replay;
+
+/* wanted = bit per kv_metric_id. tick(ctx, layers done) is called after each layer, from any thread (NULL = no). KV_EMISSING when the trace has no
+ * measured rows; KV_EINTERRUPTED after a signal. */
+kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, unsigned wanted, uint32_t threads,
+                        void (*tick)(void *ctx, size_t done), void *ctx, kv_replay *out, kv_error *err);
+void kv_replay_free(kv_replay *r);
+
+#endif

@@ -1,0 +1,63 @@
+/* request.c - the options `run` and `keep` share. */
+#include <stdlib.h>
+
+#include "sim/commands.h"
+
+/* --protect sink=4,recent=32 */
+static kv_status protect(kv_spec *s, const char *text, kv_error *err)
+{
+    kv_status st = KV_OK;
+    char *copy = kv_format("%s", text), *save = NULL;
+    if (!copy) return kv_fail(err, KV_ENOMEM, "out of memory");
+    for (char *item = strtok_r(copy, ",", &save); item && !st; item = strtok_r(NULL, ",", &save)) {
+        char *eq = strchr(item, '=');
+        if (eq) *eq = 0;
+        if (!eq || (strcmp(item, "sink") && strcmp(item, "recent")))
+            st = kv_fail(err, KV_EMISUSE, "--protect '%s': want sink=N,recent=N", text);
+        else
+            st = kv_spec_set(s, *item == 's' ? "protect_sink" : "protect_recent", eq + 1, err);
+    }
+    free(copy);
+    return st;
+}
+
+kv_status kv_request_resolve(kv_request *r, kv_error *err)
+{
+    kv_status st = KV_OK;
+    if (!r->policies.n) return kv_fail(err, KV_EMISUSE, "no policy: give -p NAME (see `kv-sim policies`)");
+    if (!r->budgets.n) return kv_fail(err, KV_EMISUSE, "no budget: give -b 5%%,512 or -b auto");
+    if (!r->cut) r->cut = "prompt";
+    for (size_t i = 0; i < r->policies.n && !st; i++) st = kv_spec_parse(r->policies.v[i], &r->spec, &r->n_spec, err);
+    for (size_t i = 0; i < r->budgets.n && !st; i++) st = kv_budget_parse(r->budgets.v[i], &r->budget, &r->n_budget, err);
+    for (size_t i = 0; i < r->n_spec && !st; i++) {
+        kv_spec *s = &r->spec[i];
+        char seed[32];
+        snprintf(seed, sizeof seed, "%llu", (unsigned long long)r->seed);
+        if (s->file) continue; /* a kept set made elsewhere: nothing to change */
+        if (r->granularity) st = kv_spec_set(s, "granularity", r->granularity, err);
+        if (!st && r->protect) st = protect(s, r->protect, err);
+        if (!st && r->seed) st = kv_spec_set(s, "seed", seed, err);
+        if (!st) st = kv_spec_seal(s, err);
+    }
+    for (size_t i = 0; i < r->n_spec && !st; i++)
+        for (size_t k = i + 1; k < r->n_spec;)
+            if (strcmp(r->spec[i].canonical, r->spec[k].canonical)) {
+                k++;
+            } else {
+                kv_spec_free(&r->spec[k]);
+                memmove(&r->spec[k], &r->spec[k + 1], (--r->n_spec - k) * sizeof *r->spec);
+            }
+    for (size_t i = 0; i < r->n_budget && !st; i++)
+        for (size_t k = i + 1; k < r->n_budget;)
+            if (strcmp(r->budget[i].text, r->budget[k].text)) k++;
+            else memmove(&r->budget[k], &r->budget[k + 1], (--r->n_budget - k) * sizeof *r->budget);
+    return st;
+}
+
+void kv_request_free(kv_request *r)
+{
+    for (size_t i = 0; i < r->n_spec; i++) kv_spec_free(&r->spec[i]);
+    free(r->spec), free(r->budget);
+    kv_list_free(&r->policies), kv_list_free(&r->budgets);
+    *r = (kv_request){0};
+}

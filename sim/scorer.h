@@ -1,0 +1,34 @@
+/* scorer.h - what a scorer sees and gives. One scorer = one file in sim/scorers/ and one name in KV_SCORER_LIST. */
+#ifndef KV_SCORER_H
+#define KV_SCORER_H
+
+#include "sim/layer.h"
+#include "sim/policy.h"
+
+typedef struct {
+    const char *name, *help;
+    const char *params; /* parameters it reads beyond `granularity`, "window row_reduce ..." */
+    unsigned needs; /* KV_NEED_*: which data the layer must load */
+    bool windowed;  /* the window's rows are the observation and its positions are not scored */
+    bool future;    /* reads rows after the cut: an oracle, never a policy one could run */
+    /* score[unit][position], units of s->granularity, positions 0..L-1 (the protected ones are ignored). Deterministic:
+     * EXACT kernels and fixed-order double sums only. */
+    kv_status (*score)(kv_layer *l, const kv_spec *s, float *score, kv_error *err);
+} kv_scorer;
+
+extern const kv_scorer *const kv_scorers[];
+extern const size_t kv_n_scorers;
+
+#define KV_SCORER_LIST(X) X(recency) X(random) X(knorm) X(window) X(colsum) X(future)
+
+/* ---- shared steps (reduce.c) ---- */
+/* Units of a layer at a granularity, and the query heads that unit u reads: heads first..first+count-1. */
+uint32_t kv_unit_count(const kv_layer *l, uint32_t granularity);
+void kv_unit_heads(const kv_layer *l, uint32_t granularity, uint32_t u, uint32_t *first, uint32_t *count);
+/* From one value per (query head, position) to units: pooling over positions 0..n-1 and the group reduction, in the order of
+ * s->pool_first. per_head is [n_q_head][L] and is overwritten; score is [units][L]. */
+kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *per_head, float *score, kv_error *err);
+/* The same for values per KV head: copied to query heads, or averaged over the layer. per_kv is [n_kv_head][L]. */
+void kv_spread_kv(const kv_layer *l, const kv_spec *s, const float *per_kv, float *score);
+
+#endif

@@ -1,0 +1,246 @@
+/* sim_run.c - `kv-sim run`: traces x policies x budgets into results.db. Only what is missing is computed. */
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "kernels/parallel.h"
+#include "sim/commands.h"
+#include "sim/replay.h"
+#include "sim/results.h"
+
+static const char HELP[] =
+    "usage: kv-sim run TRACE.. -p POLICY[,..] -b BUDGET[,..] --db results.db [options]\n"
+    "\n"
+    "Replays every policy at every budget against the recorded attention and stores recall and output error by layer and\n"
+    "head. Runs that are in the database already are not computed again; a killed sweep leaves whole runs.\n"
+    "\n"
+    "  -p, --policy P        policies, e.g. snapkv,cake:alpha=0.2 (see `kv-sim policies`); repeatable\n"
+    "  -b, --budget B        512 (tokens per KV head and layer), 5%, 64MiB, ratio=0.9, auto (16 values); repeatable\n"
+    "      --db FILE         results database (results.db)\n"
+    "  -j N                  threads (all cores); the results do not depend on it\n"
+    "      --granularity G   query_head, kv_head or layer, for every policy\n"
+    "      --protect S       sink=4,recent=32: kept first, inside the budget, by every policy\n"
+    "      --cut C           prompt (default) or context: cut before the question is seen\n"
+    "      --decode-rows N   of a prompt-only trace: the last N rows are the measured ones\n"
+    "      --metrics LIST    only these, e.g. recall,layer_error (see `kv-sim metrics`)\n"
+    "      --detail D        run, layer (default) or head: how finely metrics are stored\n"
+    "      --shard I/N       the I-th of N parts of the work, for arrays of jobs; merge the databases afterwards\n"
+    "      --seed S          of random policies (0)\n"
+    "      --backend B       auto or cpu\n"
+    "\n"
+    "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%,20% --db results.db\n"
+    "  kv-sim run traces/samples/code.kvt -p 'snapkv:window=16|32|64' -b auto --db results.db\n";
+
+typedef struct {
+    kv_request rq;
+    const char *db, *metrics, *detail_name, *shard, *backend;
+    uint32_t jobs, shard_i, shard_n;
+    unsigned wanted;
+    int detail;
+    size_t n_new, n_old;
+} options;
+
+static kv_status resolve(options *o, kv_error *err)
+{
+    static const char *const DETAIL[] = {"run", "layer", "head"};
+    kv_status st = kv_request_resolve(&o->rq, err);
+    if (st) return st;
+    if (!o->db) o->db = "results.db";
+    if (!o->jobs) o->jobs = kv_cpu_count();
+    if (o->backend && strcmp(o->backend, "auto") && strcmp(o->backend, "cpu"))
+        return kv_fail(err, KV_EMISUSE, "--backend '%s': replay runs on the CPU so far; want auto or cpu", o->backend);
+    o->detail = -1;
+    for (int d = 0; d < 3; d++)
+        if (!strcmp(o->detail_name ? o->detail_name : "layer", DETAIL[d])) o->detail = d;
+    if (o->detail < 0) return kv_fail(err, KV_EMISUSE, "--detail '%s': want run, layer or head", o->detail_name);
+    o->wanted = o->metrics ? 0 : (1u << KV_M_COUNT) - 1;
+    const char *names[KV_M_COUNT];
+    for (int m = 0; m < KV_M_COUNT; m++) names[m] = kv_metric_defs[m].name;
+    for (const char *p = o->metrics; p && *p;) {
+        size_t n = strcspn(p, ",");
+        int m = 0;
+        while (m < KV_M_COUNT && (strlen(names[m]) != n || memcmp(names[m], p, n))) m++;
+        if (m == KV_M_COUNT) {
+            char bad[64];
+            snprintf(bad, sizeof bad, "%.*s", (int)(n < 60 ? n : 60), p);
+            const char *near = kv_nearest(bad, names, KV_M_COUNT);
+            return kv_fail(err, KV_EMISUSE, "--metrics: unknown metric '%s'%s%s%s; `kv-sim metrics` lists them", bad, near ? " (did you mean '" : "",
+                           near ? near : "", near ? "'?)" : "");
+        }
+        o->wanted |= 1u << m;
+        p += n + (p[n] == ',');
+    }
+    o->shard_n = 1;
+    if (o->shard) {
+        const char *slash = strchr(o->shard, '/');
+        char first[16];
+        uint64_t i, n;
+        snprintf(first, sizeof first, "%.*s", slash ? (int)(slash - o->shard) : 0, o->shard);
+        if (!slash || !kv_parse_u64(first, &i) || !kv_parse_u64(slash + 1, &n) || i < 1 || i > n || n > 1000000)
+            return kv_fail(err, KV_EMISUSE, "--shard '%s': want I/N with 1 <= I <= N", o->shard);
+        o->shard_i = (uint32_t)i - 1, o->shard_n = (uint32_t)n;
+    }
+    return KV_OK;
+}
+
+/* What decides the numbers, and nothing else. */
+static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget_resolved *c, char out[33])
+{
+    char hex[65], *text = kv_format("kvtrace run 1\n%s\n%s\n%s\n%u\n%.17g\n%u\n", kv_trace_content_sha256(sc->trace), s->canonical, cut, c->tokens, c->real, sc->n_row);
+    kv_sha256 h;
+    kv_sha256_init(&h);
+    kv_sha256_update(&h, text ? text : "", text ? strlen(text) : 0);
+    if (s->file) { /* the mask's content, not its name */
+        char sum[65];
+        kv_error ignored;
+        if (!kv_sha256_file(s->file, sum, &ignored)) kv_sha256_update(&h, sum, 64);
+    }
+    kv_sha256_hex(&h, hex);
+    snprintf(out, 33, "%.32s", hex);
+    free(text);
+}
+
+/* Shards split by (trace, ranking), so that policies that share a ranking stay together. */
+static bool in_shard(const options *o, const kv_scene *sc, const kv_spec *s)
+{
+    if (o->shard_n == 1) return true;
+    char hex[65], part[9];
+    kv_sha256 h;
+    kv_sha256_init(&h);
+    kv_sha256_update(&h, kv_trace_content_sha256(sc->trace), 64);
+    kv_sha256_update(&h, s->ranking_key, strlen(s->ranking_key));
+    kv_sha256_hex(&h, hex);
+    snprintf(part, sizeof part, "%.8s", hex);
+    return strtoul(part, NULL, 16) % o->shard_n == o->shard_i;
+}
+
+static void tick(void *bar, size_t done)
+{
+    kv_progress_step(bar, (double)done, NULL);
+}
+
+/* Runs of one trace that are missing: plan, replay, write. */
+static kv_status run_trace(options *o, kv_results *db, const char *path, kv_error *err)
+{
+    kv_trace *t = NULL;
+    kv_scene sc = {0};
+    kv_plan plan = {0};
+    kv_replay rp = {0};
+    kv_spec *spec = NULL;
+    kv_point *point = NULL;
+    kv_value *value = NULL;
+    char(*id)[33] = NULL;
+    uint32_t *number = NULL;
+    size_t n_spec = 0, n_point = 0, room = o->rq.n_spec * o->rq.n_budget;
+    kv_progress *bar = NULL;
+    struct timespec t0, t1;
+    bool open = false;
+    int64_t trace_id = 0;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    kv_status st = kv_trace_open(path, &t, err);
+    if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
+    if (!st) st = kv_array(&spec, o->rq.n_spec, sizeof *spec, err);
+    if (!st) st = kv_array(&point, room, sizeof *point, err);
+    if (!st) st = kv_array(&id, room, sizeof *id, err);
+    for (size_t i = 0; i < o->rq.n_spec && !st; i++) {
+        bool used = false;
+        if (!in_shard(o, &sc, &o->rq.spec[i])) continue;
+        for (size_t b = 0; b < o->rq.n_budget && !st; b++) {
+            kv_point p = {.spec = n_spec, .budget = b,
+                          .c = kv_budget_resolve(&o->rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
+            bool has;
+            run_id(&sc, &o->rq.spec[i], o->rq.cut, &p.c, id[n_point]);
+            st = kv_results_has(db, id[n_point], o->detail, o->wanted, &has, err);
+            for (size_t k = 0; k < n_point && !has; k++) has = !strcmp(id[k], id[n_point]); /* two budgets, the same tokens */
+            if (has) o->n_old++;
+            else point[n_point++] = p, used = true;
+        }
+        if (used) spec[n_spec++] = o->rq.spec[i];
+    }
+    if (st || !n_point) goto out;
+    bar = kv_progress_start(path, sc.n_evict, "layers");
+    st = kv_plan_build(&sc, spec, n_spec, o->jobs, &plan, err);
+    for (size_t i = 0; i < n_point && !st; i++) {
+        st = kv_array(&point[i].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[point[i].spec]].n_unit, sizeof(uint32_t), err);
+        if (!st) st = kv_plan_counts(&plan, point[i].spec, &point[i].c, point[i].counts, err);
+    }
+    if (!st) st = kv_replay_run(&plan, point, n_point, o->wanted, o->jobs, tick, bar, &rp, err);
+    if (!st) st = kv_array(&value, kv_metric_room(sc.n_evict, sc.info->n_q_head), sizeof *value, err);
+    if (!st) st = kv_array(&number, sc.n_evict, sizeof *number, err);
+    for (uint32_t l = 0; l < sc.n_evict && !st; l++) number[l] = sc.info->layer[sc.evict[l]];
+    if (!st) st = kv_results_begin(db, err);
+    open = !st;
+    if (!st) st = kv_results_trace(db, t, &sc, &trace_id, err);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    double wall = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
+    for (size_t i = 0; i < n_point && !st; i++) {
+        const kv_ranking *rk = &plan.ranking[plan.ranking_of[point[i].spec]];
+        uint32_t g = sc.info->n_q_head / sc.info->n_kv_head, Hkv = sc.info->n_kv_head;
+        /* tokens after the cut: one slot per KV head and layer, per query head where heads are stored repeated */
+        uint64_t per_token = (uint64_t)sc.n_evict * (rk->granularity == KV_GRAN_QUERY_HEAD ? Hkv * g : Hkv);
+        double later = sc.n_row ? (double)(sc.row_first - sc.n_cut) + (sc.n_row + 1) / 2.0 : 0;
+        kv_run run = {.spec = &spec[point[i].spec], .budget = &o->rq.budget[point[i].budget], .c = point[i].c, .cut = o->rq.cut,
+                      .protect = o->rq.protect, .page = 1, .rows = sc.n_row, .seed = o->rq.seed, .detail = o->detail, .wanted = o->wanted,
+                      .granularity = (const char *[]){"query_head", "kv_head", "layer"}[rk->granularity], .counts = point[i].counts,
+                      .number = number, .n_layer = sc.n_evict, .n_unit = rk->n_unit, .value = value, .own_output = rp.own_output,
+                      .entry_bytes = sc.slot_bytes * (rk->granularity == KV_GRAN_LAYER ? Hkv : 1), .wall_s = wall / (double)n_point};
+        memcpy(run.run_id, id[i], sizeof run.run_id);
+        run.kept_slots = kv_plan_slots(&plan, point[i].spec, point[i].counts);
+        run.nominal_slots = (uint64_t)point[i].c.tokens * sc.n_evict * Hkv;
+        run.kept_bytes = run.kept_slots * sc.slot_bytes;
+        run.nominal_bytes = run.nominal_slots * sc.slot_bytes;
+        run.mean_bytes = (double)run.kept_bytes + later * (double)per_token * (double)sc.slot_bytes;
+        run.peak_bytes = run.kept_bytes + (uint64_t)(sc.n_token - sc.n_cut) * per_token * sc.slot_bytes;
+        run.full_bytes = (sc.n_cut + later) * (double)sc.n_evict * Hkv * (double)sc.slot_bytes;
+        run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head, rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL,
+                                       number, sc.n_evict, sc.info->n_q_head, sc.n_row, o->wanted, o->detail, value);
+        if (!run.n_value) st = kv_fail(err, KV_ENOMEM, "out of memory");
+        else st = kv_results_put(db, trace_id, &run, err);
+    }
+    if (!st) st = kv_results_commit(db, err), open = false;
+    if (!st) o->n_new += n_point;
+    if (!st && !rp.layer_error && (o->wanted >> KV_M_LAYER_ERROR & 1))
+        fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", path);
+out:
+    kv_progress_end(bar);
+    if (open) kv_results_rollback(db);
+    for (size_t i = 0; i < n_point; i++) free(point[i].counts);
+    kv_replay_free(&rp);
+    kv_plan_free(&plan);
+    free(spec), free(point), free(value), free(id), free(number);
+    kv_scene_close(&sc);
+    kv_trace_close(t);
+    return st;
+}
+
+kv_status kv_sim_run(int argc, char **argv, kv_error *err)
+{
+    options o = {0};
+    kv_list rest = {0};
+    kv_results *db = NULL;
+    bool help = false;
+    kv_opt opts[] = {KV_REQUEST_OPTIONS(&o.rq), {"db", 0, KV_OPT_STR, &o.db}, {"jobs", 'j', KV_OPT_U32, &o.jobs},
+                     {"metrics", 0, KV_OPT_STR, &o.metrics}, {"detail", 0, KV_OPT_STR, &o.detail_name},
+                     {"shard", 0, KV_OPT_STR, &o.shard}, {"backend", 0, KV_OPT_STR, &o.backend},
+                     {"help", 'h', KV_OPT_FLAG, &help}, {0}};
+    kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
+    if (!st && help) {
+        fputs(HELP, stdout);
+        goto out;
+    }
+    if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");
+    if (!st) st = resolve(&o, err);
+    if (!st) st = kv_results_open(o.db, &db, err);
+    kv_catch_signals();
+    for (size_t i = 0; i < rest.n && !st; i++) {
+        st = run_trace(&o, db, rest.v[i], err);
+        if (st == KV_EINTERRUPTED)
+            st = kv_fail(err, KV_EINTERRUPTED, "interrupted; %zu new runs are stored in '%s', the same command goes on from there", o.n_new, o.db);
+    }
+    if (!st) fprintf(stderr, "kv-sim: %zu new runs, %zu already there, in '%s'\n", o.n_new, o.n_old, o.db);
+out:
+    kv_results_close(db);
+    kv_request_free(&o.rq);
+    kv_list_free(&rest);
+    return st;
+}

@@ -1,0 +1,274 @@
+/* slots.c - the parameters of policies: one table gives parsing, canonical strings and help. */
+#include <stdlib.h>
+
+#include "sim/policy.h"
+#include "sim/scorer.h"
+#include "traces/cli.h"
+
+typedef enum { T_CHOICE, T_U32, T_F64, T_U64, T_BOOL, T_LAYERS, T_PYRAMID, T_SCORER, T_FILE } slot_type;
+enum { R_RANK = 1, R_COUNT = 2 }; /* what the parameter determines: the ranking, the counts */
+
+typedef struct {
+    const char *name, *alias[3]; /* aliases are the names of other code bases */
+    slot_type type;
+    size_t at;
+    uint32_t lo, hi;
+    unsigned role;
+    const char *choices, *help;
+} slot;
+
+#define AT(f) offsetof(kv_spec, f)
+static const slot SLOTS[] = {
+    {"alpha", {"floor", "floor_alpha", 0}, T_F64, AT(alpha), 0, 1, R_COUNT, 0, "share of a head's budget that is uniform (heads=ada)"},
+    {"beta", {0}, T_U32, AT(beta), 1, 100000, R_COUNT, 0, "steepness of the pyramid: the last layer gets B/beta"},
+    {"block_size", {0}, T_U32, AT(block_size), 1, 1u << 20, R_COUNT, 0, "tokens appended at a time (select=blocks)"},
+    {"cascading", {0}, T_BOOL, AT(cascading), 0, 1, R_COUNT, 0, "1: budgets recomputed after every layer, cut layers never grow back; 0: one shot"},
+    {"chunk_length", {0}, T_U32, AT(chunk_length), 1, 1u << 20, R_COUNT, 0, "tokens of a chunk (select=chunks)"},
+    {"chunk_size", {0}, T_U32, AT(chunk_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=noncausal)"},
+    {"cov", {0}, T_FILE, AT(cov_file), 0, 0, R_RANK, 0, "query covariances, .npy [layers, query heads, d, d]"},
+    {"epsilon", {0}, T_F64, AT(epsilon), 0, 1000, R_RANK | R_COUNT, 0, "added to a score before it is weighted"},
+    {"first_stage_ratio", {0}, T_F64, AT(first_stage_ratio), 0, 1, R_COUNT, 0, "share of the budget filled by the plain score (select=two-stage)"},
+    {"gamma", {0}, T_F64, AT(gamma), 0, 1000000, R_RANK, 0, "weight of the variance over rows (row_reduce=mean+gamma*var)"},
+    {"granularity", {0}, T_CHOICE, AT(granularity), 0, 0, R_RANK | R_COUNT, "query_head|kv_head|layer", "what has a kept set of its own"},
+    {"group_reduce", {0}, T_CHOICE, AT(group_reduce), 0, 0, R_RANK, "none|mean|max|sum|all", "how the query heads of a unit are combined; all = mean over every head of the layer"},
+    {"guard", {0}, T_CHOICE, AT(guard), 0, 0, R_COUNT, "none|window|beyond", "nothing is evicted while L <= C (none), L <= C + window (window), L < C (beyond)"},
+    {"heads", {0}, T_CHOICE, AT(heads), 0, 0, R_COUNT, "uniform|ada|pool", "how a layer's slots are split over its units"},
+    {"importance", {0}, T_FILE, AT(importance), 0, 0, R_COUNT, 0, "importance of each head, .npy [layers, query heads] (heads=table)"},
+    {"keep_all", {0}, T_BOOL, AT(keep_all), 0, 1, R_COUNT, 0, "1: the budget is ignored, nothing is evicted"},
+    {"kernel", {0}, T_U32, AT(kernel), 1, 999, R_RANK, 0, "pooling width, odd"},
+    {"lag_size", {0}, T_U32, AT(lag_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=lag)"},
+    {"layers", {0}, T_CHOICE, AT(layers), 0, 0, R_COUNT, "uniform|pyramid-kvf|pyramid-ffy0|pyramid-kvpress|cake|pool", "how many slots each layer gets"},
+    {"local_window", {0}, T_U32, AT(local_window), 1, 1u << 20, R_RANK, 0, "tokens of a local window (score=cur)"},
+    {"mean", {0}, T_FILE, AT(mean_file), 0, 0, R_RANK, 0, "query means before RoPE, .npy [layers, query heads, d]"},
+    {"mix_lambda", {0}, T_F64, AT(mix_lambda), 0, 1, R_RANK, 0, "weight of attention against redundancy (score=rkv)"},
+    {"n_future", {0}, T_U32, AT(n_future), 1, 1u << 20, R_RANK, 0, "future positions the rotation is averaged over"},
+    {"normalize", {0}, T_BOOL, AT(normalize), 0, 1, R_COUNT, 0, "1: heads compete with scores times their top-B share"},
+    {"per_row", {0}, T_BOOL, AT(per_row), 0, 1, R_RANK, 0, "1: column sums divided by the number of rows that see the column"},
+    {"pool_first", {0}, T_BOOL, AT(pool_first), 0, 1, R_RANK, 0, "1: pooling before the group reduction"},
+    {"pooling", {0}, T_CHOICE, AT(pooling), 0, 0, R_RANK, "none|avgpool|maxpool", "smoothing over positions"},
+    {"protect_recent", {0}, T_U32, AT(protect_recent), 0, 1u << 27, R_RANK | R_COUNT, 0, "newest positions kept first, inside the budget"},
+    {"protect_sink", {0}, T_U32, AT(protect_sink), 0, 1u << 27, R_RANK | R_COUNT, 0, "first positions kept first, inside the budget"},
+    {"pyramid", {0}, T_PYRAMID, AT(layers), 0, 1, 0, 0, "1 is layers=pyramid-ffy0, 0 is layers=uniform (name used by FFY0)"},
+    {"retain_direction", {0}, T_CHOICE, AT(retain_direction), 0, 0, R_RANK, "last|first", "which similar key of a row counts as the kept one (score=rkv)"},
+    {"row_reduce", {0}, T_CHOICE, AT(row_reduce), 0, 0, R_RANK, "sum|mean|mean+gamma*var|max", "how the rows of the window are combined"},
+    {"score", {0}, T_SCORER, AT(scorer), 0, 0, R_RANK | R_COUNT, 0, "the scorer"},
+    {"seed", {0}, T_U64, AT(seed), 0, 0, R_RANK, 0, "seed of score=random"},
+    {"sinks", {0}, T_U32, AT(sinks), 0, 1u << 27, R_RANK, 0, "first positions that score above all others (score=recency)"},
+    {"skip_layers", {0}, T_LAYERS, AT(skip_layers), 0, 1023, R_COUNT, 0, "layers that are never cut, by position among the evicting layers: 0+1, none"},
+    {"tau", {0}, T_F64, AT(tau), 0, 1000, R_RANK, 0, "sharpness of the anchor weights (score=capkv)"},
+    {"tau1", {0}, T_F64, AT(tau1), 0, 1000, R_COUNT, 0, "CAKE: entropy enters as H^(1/tau1)"},
+    {"tau2", {0}, T_F64, AT(tau2), 0, 1000, R_COUNT, 0, "CAKE: variance enters as V^(1/tau2)"},
+    {"use_covariance", {0}, T_BOOL, AT(use_covariance), 0, 1, R_RANK, 0, "1: the covariance term of expected attention"},
+    {"use_vnorm", {0}, T_BOOL, AT(use_vnorm), 0, 1, R_RANK, 0, "1: times the norm of the value"},
+    {"window", {0}, T_U32, AT(window), 0, 1u << 20, R_RANK | R_COUNT, 0, "last rows that observe; their positions are protected inside the budget"},
+};
+#define N_SLOT (sizeof SLOTS / sizeof *SLOTS)
+
+size_t kv_slot_count(void)
+{
+    return N_SLOT;
+}
+
+kv_slot_help kv_slot_describe(size_t i)
+{
+    return (kv_slot_help){SLOTS[i].name, SLOTS[i].help, SLOTS[i].choices};
+}
+
+/* Index of `v` in "a|b|c", or -1. */
+static int choice_index(const char *choices, const char *v)
+{
+    size_t n = strlen(v);
+    int i = 0;
+    for (const char *c = choices; c; i++) {
+        const char *bar = strchr(c, '|');
+        size_t len = bar ? (size_t)(bar - c) : strlen(c);
+        if (len == n && !memcmp(c, v, n)) return i;
+        c = bar ? bar + 1 : NULL;
+    }
+    return -1;
+}
+
+static void choice_name(const char *choices, uint32_t i, char *out, size_t n)
+{
+    while (i-- && choices) choices = strchr(choices, '|') + 1;
+    snprintf(out, n, "%.*s", (int)strcspn(choices, "|"), choices);
+}
+
+static kv_status set_layers(kv_spec *s, const char *v, kv_error *err)
+{
+    uint64_t bits[16] = {0};
+    if (strcmp(v, "none")) {
+        for (const char *p = v;;) {
+            char item[16];
+            size_t n = strcspn(p, "+");
+            uint64_t l;
+            snprintf(item, sizeof item, "%.*s", (int)(n < 15 ? n : 15), p);
+            if (n > 15 || !kv_parse_u64(item, &l) || l > 1023)
+                return kv_fail(err, KV_EMISUSE, "skip_layers='%s': want layer positions joined by '+', or none", v);
+            bits[l / 64] |= (uint64_t)1 << (l % 64);
+            if (!p[n]) break;
+            p += n + 1;
+        }
+    }
+    memcpy(s->skip_layers, bits, sizeof bits);
+    return KV_OK;
+}
+
+static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *err)
+{
+    void *to = (char *)s + d->at;
+    uint64_t u;
+    double f;
+    int c;
+    switch (d->type) {
+    case T_CHOICE:
+        if ((c = choice_index(d->choices, v)) < 0)
+            return kv_fail(err, KV_EMISUSE, "%s='%s': want one of %s", d->name, v, d->choices);
+        *(uint32_t *)to = (uint32_t)c;
+        return KV_OK;
+    case T_PYRAMID:
+    case T_BOOL:
+    case T_U32:
+        if (!kv_parse_u64(v, &u) || u < d->lo || u > d->hi)
+            return kv_fail(err, KV_EMISUSE, "%s='%s': want a whole number from %u to %u", d->name, v, d->lo, d->hi);
+        *(uint32_t *)to = d->type == T_PYRAMID ? (u ? KV_LAYERS_PYRAMID_FFY0 : KV_LAYERS_UNIFORM) : (uint32_t)u;
+        return KV_OK;
+    case T_U64:
+        if (!kv_parse_u64(v, &u)) return kv_fail(err, KV_EMISUSE, "%s='%s': want a whole number", d->name, v);
+        *(uint64_t *)to = u;
+        return KV_OK;
+    case T_F64:
+        if (!kv_parse_f64(v, &f) || f < d->lo || f > d->hi)
+            return kv_fail(err, KV_EMISUSE, "%s='%s': want a number from %u to %u", d->name, v, d->lo, d->hi);
+        *(double *)to = f;
+        return KV_OK;
+    case T_LAYERS: return set_layers(s, v, err);
+    case T_FILE:
+        if (!*v) return kv_fail(err, KV_EMISUSE, "%s needs a file", d->name);
+        char *file = kv_format("%s", v);
+        if (!file) return kv_fail(err, KV_ENOMEM, "out of memory");
+        free(*(char **)to);
+        *(char **)to = file;
+        return KV_OK;
+    case T_SCORER:
+        for (uint32_t i = 0; i < kv_n_scorers; i++)
+            if (!strcmp(kv_scorers[i]->name, v)) return s->scorer = i, KV_OK;
+        char known[256] = "";
+        for (uint32_t i = 0; i < kv_n_scorers; i++)
+            strcat(strcat(known, i ? ", " : ""), kv_scorers[i]->name);
+        return kv_fail(err, KV_EMISUSE, "score='%s': known scorers are %s", v, known);
+    }
+    return KV_OK;
+}
+
+kv_status kv_spec_set(kv_spec *s, const char *name, const char *value, kv_error *err)
+{
+    const char *names[N_SLOT];
+    for (size_t i = 0; i < N_SLOT; i++) {
+        names[i] = SLOTS[i].name;
+        bool hit = !strcmp(names[i], name);
+        for (size_t a = 0; a < 3 && SLOTS[i].alias[a]; a++) hit |= !strcmp(SLOTS[i].alias[a], name);
+        if (hit) return set_slot(s, &SLOTS[i], value, err);
+    }
+    const char *near = kv_nearest(name, names, N_SLOT);
+    return kv_fail(err, KV_EMISUSE, "unknown parameter '%s' of policy '%s'%s%s%s; `kv-sim policies %s` lists them", name,
+                   s->row->name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "", s->row->name);
+}
+
+/* `name` is a word of the list `words`. */
+static bool listed(const char *words, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *w = words; w && *w; w += strcspn(w, " "), w += *w == ' ')
+        if (strcspn(w, " ") == n && !memcmp(w, name, n)) return true;
+    return false;
+}
+
+/* A parameter matters when the scorer or some slot reads it; the others have no place in the canonical string. */
+static bool matters(const kv_spec *s, const slot *d)
+{
+    const char *n = d->name;
+    bool pyramid = s->layers == KV_LAYERS_PYRAMID_KVF || s->layers == KV_LAYERS_PYRAMID_FFY0 || s->layers == KV_LAYERS_PYRAMID_KVPRESS;
+    if (s->file || d->type == T_PYRAMID) return false; /* `pyramid` is another name of layers= */
+    if (!strcmp(n, "keep_all") || !strcmp(n, "guard") || !strncmp(n, "protect", 7)) return *(const uint32_t *)((const char *)s + d->at) != 0;
+    if (!strcmp(n, "granularity")) return true;
+    if (s->keep_all) return false;
+    if (!strcmp(n, "score") || !strcmp(n, "heads") || !strcmp(n, "layers")) return true;
+    if (!strcmp(n, "skip_layers")) {
+        for (int i = 0; i < 16; i++)
+            if (s->skip_layers[i]) return true;
+        return false;
+    }
+    if (!strcmp(n, "window") && (s->window || s->layers == KV_LAYERS_CAKE)) return true;
+    if (!strcmp(n, "alpha") || !strcmp(n, "normalize")) return s->heads == KV_HEADS_ADA;
+    if (!strcmp(n, "beta")) return pyramid;
+    if (!strcmp(n, "cascading") || !strcmp(n, "tau1") || !strcmp(n, "tau2")) return s->layers == KV_LAYERS_CAKE;
+    if (!listed(kv_scorers[s->scorer]->params, n)) return false;
+    if (!strcmp(n, "gamma")) return s->row_reduce == KV_ROWS_MEAN_VAR;
+    if (!strcmp(n, "kernel")) return s->pooling != KV_POOL_NONE;
+    if (!strcmp(n, "pool_first")) return s->pooling != KV_POOL_NONE && s->group_reduce != KV_GROUP_NONE;
+    return true;
+}
+
+char *kv_slot_value(const kv_spec *s, size_t i)
+{
+    const slot *d = &SLOTS[i];
+    const void *at = (const char *)s + d->at;
+    char b[64];
+    if (!matters(s, d)) return NULL;
+    switch (d->type) {
+    case T_CHOICE: choice_name(d->choices, *(const uint32_t *)at, b, sizeof b); break;
+    case T_SCORER: snprintf(b, sizeof b, "%s", kv_scorers[s->scorer]->name); break;
+    case T_F64: snprintf(b, sizeof b, "%.12g", *(const double *)at); break;
+    case T_FILE: return *(char *const *)at ? kv_format("%s", *(char *const *)at) : NULL;
+    case T_U64: snprintf(b, sizeof b, "%llu", (unsigned long long)*(const uint64_t *)at); break;
+    case T_LAYERS: {
+        char *out = kv_format("%s", "");
+        for (unsigned l = 0; l < 1024 && out; l++)
+            if (s->skip_layers[l / 64] >> (l % 64) & 1) {
+                char *next = kv_format("%s%s%u", out, *out ? "+" : "", l);
+                free(out);
+                out = next;
+            }
+        return out;
+    }
+    default: snprintf(b, sizeof b, "%u", *(const uint32_t *)at);
+    }
+    return kv_format("%s", b);
+}
+
+kv_status kv_spec_seal(kv_spec *s, kv_error *err)
+{
+    const kv_scorer *sc = kv_scorers[s->scorer];
+    const char *who = s->row->name;
+    if (s->granularity == KV_GRAN_QUERY_HEAD && s->group_reduce != KV_GROUP_ALL) s->group_reduce = KV_GROUP_NONE;
+    if (!s->file && listed(sc->params, "group_reduce") && s->group_reduce == KV_GROUP_NONE && s->granularity != KV_GRAN_QUERY_HEAD)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': group_reduce=none needs granularity=query_head", who);
+    if (s->pooling != KV_POOL_NONE && s->kernel % 2 == 0)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': kernel=%u must be odd", who, s->kernel);
+    if (sc->windowed && s->window == 0)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': score=%s needs window >= 1", who, sc->name);
+    if (s->row_reduce == KV_ROWS_MEAN_VAR && s->window < 2 && sc->windowed)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': a variance over rows needs window >= 2", who);
+    if (s->layers == KV_LAYERS_CAKE && (!(s->tau1 > 0) || !(s->tau2 > 0) || s->window < 2))
+        return kv_fail(err, KV_EMISUSE, "policy '%s': layers=cake needs tau1, tau2 > 0 and window >= 2", who);
+    if (s->layers == KV_LAYERS_POOL && s->heads != KV_HEADS_UNIFORM)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': layers=pool already splits over heads; leave heads=uniform", who);
+    free(s->canonical);
+    free(s->ranking_key);
+    s->canonical = kv_format("%s%s%s", who, s->file ? ":" : "", s->file ? s->file : "");
+    s->ranking_key = kv_format("%s", s->file ? s->file : "");
+    char sep = ':';
+    for (size_t i = 0; i < N_SLOT && s->canonical && s->ranking_key; i++) {
+        char *v = kv_slot_value(s, i);
+        if (!v) continue;
+        char *c = kv_format("%s%c%s=%s", s->canonical, sep, SLOTS[i].name, v);
+        char *k = SLOTS[i].role & R_RANK ? kv_format("%s,%s=%s", s->ranking_key, SLOTS[i].name, v) : NULL;
+        sep = ',';
+        free(s->canonical), s->canonical = c;
+        if (k) free(s->ranking_key), s->ranking_key = k;
+        free(v);
+    }
+    if (!s->canonical || !s->ranking_key) return kv_fail(err, KV_ENOMEM, "out of memory");
+    return KV_OK;
+}

@@ -1,0 +1,132 @@
+/* spec.c - policy arguments: NAME:key=value,... into filled specs. */
+#include <stdlib.h>
+
+#include "sim/policy.h"
+#include "traces/cli.h"
+
+static const kv_policy MASK_ROW = {"mask", "a kept set made elsewhere, from a NumPy file", "yours", "the file", "not verified: the file is taken as it is",
+                                   "no: one set, whatever the budget", ""};
+
+void kv_spec_free(kv_spec *s)
+{
+    if (!s) return;
+    free(s->file), free(s->canonical), free(s->ranking_key);
+    free(s->mean_file), free(s->cov_file), free(s->importance);
+    *s = (kv_spec){0};
+}
+
+/* key=value,... of a row or of the command line, every value plain. */
+static kv_status apply(kv_spec *s, const char *params, kv_error *err)
+{
+    kv_status st = KV_OK;
+    char *copy = kv_format("%s", params), *save = NULL;
+    if (!copy) return kv_fail(err, KV_ENOMEM, "out of memory");
+    for (char *item = strtok_r(copy, ",", &save); item && !st; item = strtok_r(NULL, ",", &save)) {
+        char *eq = strchr(item, '=');
+        if (!eq) st = kv_fail(err, KV_EMISUSE, "'%s': want key=value", item);
+        else *eq = 0, st = kv_spec_set(s, item, eq + 1, err);
+    }
+    free(copy);
+    return st;
+}
+
+static kv_status find_row(const char *name, const kv_policy **out, kv_error *err)
+{
+    const char *names[128] = {0};
+    size_t n = 0;
+    for (const kv_policy *p = kv_policies; p->name; p++) {
+        if (!strcmp(p->name, name)) return *out = p, KV_OK;
+        names[n++] = p->name;
+    }
+    const char *near = kv_nearest(name, names, n);
+    char list[1024] = "";
+    for (size_t i = 0; i < n; i++)
+        if (!strchr(names[i], '.')) strcat(strcat(list, *list ? " " : ""), names[i]);
+    return kv_fail(err, KV_EMISUSE, "unknown policy '%s'%s%s%s; known: %s mask:FILE, and the presets of `kv-sim policies`",
+                   name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "", list);
+}
+
+static kv_status push(kv_spec **out, size_t *n, const kv_spec *s, kv_error *err)
+{
+    kv_spec *more = realloc(*out, (*n + 1) * sizeof *more);
+    if (!more) return kv_fail(err, KV_ENOMEM, "out of memory");
+    *out = more;
+    more[(*n)++] = *s;
+    return KV_OK;
+}
+
+static kv_status parse_mask(const char *file, kv_spec **out, size_t *n, kv_error *err)
+{
+    if (!*file) return kv_fail(err, KV_EMISUSE, "mask: needs a file, mask:KEPT.npy");
+    kv_spec s = {.row = &MASK_ROW, .file = kv_format("%s", file)};
+    kv_status st = s.file ? kv_spec_seal(&s, err) : kv_fail(err, KV_ENOMEM, "out of memory");
+    if (!st) st = push(out, n, &s, err);
+    if (st) kv_spec_free(&s);
+    return st;
+}
+
+/* One policy with its parameter text; values with '|' expand, last parameter fastest. */
+static kv_status expand(const kv_policy *row, const char *params, kv_spec **out, size_t *n, kv_error *err)
+{
+    const char *bar = strchr(params, '|');
+    if (bar) {
+        const char *from = bar, *to = bar + strcspn(bar, ",");
+        while (from > params && from[-1] != '=' && from[-1] != ',') from--;
+        for (const char *v = from; v <= to;) {
+            size_t len = strcspn(v, "|,");
+            char *one = kv_format("%.*s%.*s%s", (int)(from - params), params, (int)len, v, to);
+            kv_status st = one ? expand(row, one, out, n, err) : kv_fail(err, KV_ENOMEM, "out of memory");
+            free(one);
+            if (st) return st;
+            if (*n > 100000) return kv_fail(err, KV_EMISUSE, "policy '%s': the grid has more than 100,000 points", row->name);
+            v += len + 1;
+        }
+        return KV_OK;
+    }
+    kv_spec s = {.row = row, .granularity = KV_GRAN_KV_HEAD, .row_reduce = KV_ROWS_MEAN, .group_reduce = KV_GROUP_MEAN,
+                 .kernel = 1, .beta = 20, .cascading = 1, .gamma = 200, .alpha = 0.2, .tau1 = 1, .tau2 = 1,
+                 .n_future = 512, .use_covariance = 1, .use_vnorm = 1, .lag_size = 128, .chunk_size = 256, .local_window = 16, .chunk_length = 20,
+                 .block_size = 128, .tau = 5, .mix_lambda = 0.07, .first_stage_ratio = 0.5};
+    kv_status st = apply(&s, row->slots, err);
+    if (!st) st = apply(&s, params, err);
+    if (!st) st = kv_spec_seal(&s, err);
+    if (!st) st = push(out, n, &s, err);
+    if (st) kv_spec_free(&s);
+    return st;
+}
+
+kv_status kv_spec_parse(const char *arg, kv_spec **out, size_t *n, kv_error *err)
+{
+    kv_status st = KV_OK;
+    if (!strncmp(arg, "mask:", 5)) return parse_mask(arg + 5, out, n, err);
+    if (!*arg) return kv_fail(err, KV_EMISUSE, "empty policy; `kv-sim policies` lists them");
+    char *copy = kv_format("%s", arg), *params = kv_format("%s", "");
+    const kv_policy *row = NULL;
+    if (!copy || !params) {
+        st = kv_fail(err, KV_ENOMEM, "out of memory");
+        goto out;
+    }
+    for (char *item = copy; item && !st;) {
+        char *comma = strchr(item, ',');
+        if (comma) *comma = 0;
+        char *colon = strchr(item, ':'), *eq = strchr(item, '=');
+        if (eq && (!colon || eq < colon)) { /* continues the last policy */
+            if (!row) st = kv_fail(err, KV_EMISUSE, "'%s': a parameter before any policy", item);
+            char *more = kv_format("%s%s%s", params, *params ? "," : "", item);
+            if (!more) st = kv_fail(err, KV_ENOMEM, "out of memory");
+            else free(params), params = more;
+        } else {
+            if (row) st = expand(row, params, out, n, err);
+            if (colon) *colon = 0;
+            if (!st) st = find_row(item, &row, err);
+            char *fresh = kv_format("%s", colon ? colon + 1 : "");
+            if (!fresh) st = kv_fail(err, KV_ENOMEM, "out of memory");
+            else free(params), params = fresh;
+        }
+        item = comma ? comma + 1 : NULL;
+    }
+    if (!st && row) st = expand(row, params, out, n, err);
+out:
+    free(copy), free(params);
+    return st;
+}

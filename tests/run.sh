@@ -1,0 +1,55 @@
+#!/bin/sh
+# run.sh BIN - every check there is; the last line is "N passed, N failed, N skipped", the exit status agrees. BIN holds the
+# programs and tests/. ../shared/golden, when present, adds the larger expected sets.
+set -u
+bin=$1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+pass=0 fail=0 skip=0
+model=build/models/SmolLM2-135M-Instruct.Q4_1.gguf
+golden=../shared/golden
+
+# run NAME COMMAND..: its last line says how many; a program that dies or says nothing is one failure
+run() {
+    name=$1
+    shift
+    "$@" >"$log" 2>&1
+    rc=$?
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -1)
+    p=$(echo "$line" | sed -n 's/^\([0-9]*\) passed.*/\1/p')
+    f=$(echo "$line" | sed -n 's/.* \([0-9]*\) failed.*/\1/p')
+    s=$(echo "$line" | sed -n 's/.* \([0-9]*\) skipped.*/\1/p')
+    if [ -z "$line" ] || { [ $rc -ne 0 ] && [ "${f:-0}" = 0 ]; }; then
+        p=${p:-0} f=$((${f:-0} + 1))
+        echo "FAIL $name: exit status $rc"
+        tail -5 "$log"
+    fi
+    pass=$((pass + p)) fail=$((fail + f)) skip=$((skip + ${s:-0}))
+    grep -E '^(FAIL|SKIP)' "$log" | cut -c1-300 | head -20
+    printf '%-28s %s\n' "$name" "$line"
+}
+
+for t in "$bin"/tests/test_*; do [ -x "$t" ] && run "$(basename "$t")" "$t"; done
+run command-line sh tests/cli/run.sh "$bin"
+run arrows sh -c 'sh tests/arrows.sh && echo "1 passed, 0 failed"'
+run kvt.py python3 tests/kvt_check.py "$bin"
+run golden-models python3 tests/golden/drive_models.py "$bin" tests/golden/models gguf
+run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/models malformed
+for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --policy "$(cat tests/golden/policies/done.txt)"; done
+for c in tests/golden/metrics/*/; do run "metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" tests/golden/policies "${c%/}"; done
+
+if [ -d $golden ]; then
+    run shared-models python3 tests/golden/drive_models.py "$bin" $golden/models gguf --only llama256
+    for c in $golden/policies/case*/; do run "shared-kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --sample 60 --policy "$(cat tests/golden/policies/done.txt)"; done
+    for c in $golden/metrics/*/; do run "shared-metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" $golden/policies "${c%/}"; done
+    if [ -f $model ]; then
+        run tokenizer python3 tests/golden/drive_models.py "$bin" $golden/models tokenizer --model $model
+        run smollm2 python3 tests/smollm2_check.py "$bin" $golden/models/smollm2 $model
+    fi
+fi
+if [ ! -f $model ]; then
+    echo "SKIP SmolLM2-135M is not in build/models (make model): tests on the real model were not run"
+    skip=$((skip + 1))
+fi
+echo "$pass passed, $fail failed, $skip skipped"
+[ $fail -eq 0 ] && [ $pass -gt 0 ]
