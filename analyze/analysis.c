@@ -12,7 +12,7 @@ kv_status kv_analysis_open(const kv_analysis *a, kv_db **db, kv_selection *s, kv
 {
     kv_status st = kv_db_open(a->db, db, err);
     if (st) return st;
-    st = kv_select(*db, &a->policies, &a->budgets, &a->traces, &a->categories, a->model, s, err);
+    st = kv_selection_init(*db, &a->policies, &a->budgets, &a->traces, &a->categories, a->model, s, err);
     if (st) kv_db_close(*db), *db = NULL;
     return st;
 }

@@ -14,9 +14,9 @@ typedef struct {
     kv_list policies, budgets, traces, categories; /* as given; empty = all */
     const char *what;                              /* export: run | metric | slots */
     const char *folder, *trace_file;               /* plot */
-    uint32_t layer, head;                          /* plot attention; UINT32_MAX = not given */
-    kv_list rest;                                  /* arguments after the command */
-    FILE *out, *talk;                              /* data, notes */
+    uint32_t layer, head; /* plot attention; UINT32_MAX = not given: the middle layer, head 0 */
+    kv_list rest;         /* arguments after the command */
+    FILE *out, *talk;     /* data, notes */
 } kv_analysis;
 
 kv_status kv_cmd_summary(const kv_analysis *a, kv_error *err);

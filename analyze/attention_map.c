@@ -34,6 +34,7 @@ typedef struct {
 
 static kv_status find_layer(map *m, kv_error *err)
 {
+    if (m->layer == UINT32_MAX && m->i->n_layer) m->layer = m->i->layer[m->i->n_layer / 2];
     for (uint32_t k = 0; k < m->i->n_layer; k++)
         if (m->i->layer[k] == m->layer) return m->layer_index = k, KV_OK;
     return kv_fail(err, KV_EMISSING, "no layer %u in trace '%s' (it has %u layers, %u to %u)", m->layer,
@@ -187,7 +188,7 @@ kv_status kv_figure_attention(const char *plots, const char *folder, const char 
     word[1] = kv_format("%u", m.i->n_prompt);
     word[2] = kv_format("%u", m.col_bin);
     word[3] = kv_format("%u %u %u", m.row0, m.row_bin, n);
-    word[4] = kv_format("attention of %s, layer %u, head %u", m.i->model ? m.i->model : "?", layer, head);
+    word[4] = kv_format("attention of %s, layer %u, head %u", m.i->model ? m.i->model : "?", m.layer, head);
     if (!f || fclose(f) || !word[0] || !word[1] || !word[2] || !word[3] || !word[4]) {
         st = kv_fail(err, KV_ENOMEM, "out of memory");
         goto out;

@@ -128,7 +128,8 @@ kv_status kv_cmd_layers(const kv_analysis *a, kv_error *err)
     kv_group_note note;
     kv_status st;
     if ((st = kv_analysis_open(a, &db, &s, err)) ||
-        (st = kv_select_metric(db, &s, a->metric, kv_default_metrics, err)) || (st = kv_select_budget(db, &s, err)) ||
+        (st = kv_selection_metric(db, &s, a->metric, kv_default_metrics, err)) ||
+        (st = kv_selection_budget(db, &s, err)) ||
         (st = kv_query(db, "the layers' rows", SQL, s.bind, s.n_bind, &rows, err)))
         goto out;
     if (!rows.n_row) {

@@ -79,7 +79,7 @@ kv_status kv_cmd_curve(const kv_analysis *a, kv_error *err)
     kv_group_note note;
     kv_status st;
     if ((st = kv_analysis_open(a, &db, &s, err)) ||
-        (st = kv_select_metric(db, &s, a->metric, kv_default_metrics, err)) ||
+        (st = kv_selection_metric(db, &s, a->metric, kv_default_metrics, err)) ||
         (st = kv_curve_load(db, &s, &t, &note, err)))
         goto out;
     st = a->format == KV_OUT_TABLE ? print_table(a, &t, err) : kv_print_data(a, s.metric, &t, err);

@@ -62,7 +62,7 @@ kv_status kv_cmd_export(const kv_analysis *a, kv_error *err)
         if (k != 1)
             st = kv_fail(err, KV_EMISUSE, "--metric goes with --what metric, not with '%s'", what);
         else
-            st = kv_select_metric(db, &s, a->metric, kv_default_metrics, err);
+            st = kv_selection_metric(db, &s, a->metric, kv_default_metrics, err);
     }
     if (!st) st = kv_query_each(db, "the export", sql[k], s.bind, s.n_bind, put_row, &e, err);
     if (!st && used.format == KV_OUT_JSON) fputs("\n]\n", a->out);

@@ -23,7 +23,7 @@ typedef struct {
 kv_status kv_figure_draw(const char *plots, const char *folder, const char *name, const char *csv, size_t n_csv,
                          const kv_figure_words *words, kv_error *err);
 
-/* plot attention (attention_map.c). */
+/* plot attention (attention_map.c). layer UINT32_MAX: the middle one of those recorded. */
 kv_status kv_figure_attention(const char *plots, const char *folder, const char *trace, const char *policy,
                               const char *budget, uint32_t layer, uint32_t head, kv_error *err);
 

@@ -244,10 +244,10 @@ static char *make_label(const series *g, size_t n, const series *s)
         const char *in_spec = strstr(pairs_of(s), name); /* said already */
         if (in_spec && (in_spec == pairs_of(s) || in_spec[-1] == ',')) continue;
         fprintf(m, " %.*s", len, name);
-        if (s->cell[c]->kind == KV_CELL_INT)
-            fprintf(m, "%lld", (long long)s->cell[c]->u.i);
-        else
+        if (s->cell[c]->kind == KV_CELL_TEXT)
             fputs(kv_cell_text(s->cell[c]), m);
+        else
+            kv_put_cell_csv(m, s->cell[c]);
     }
     if (fclose(m)) free(text), text = NULL;
     return text;

@@ -12,7 +12,7 @@ static const char HELP[] =
     "  layers    a metric by layer at one budget, and the slots each layer was given\n"
     "  export    rows of a view: --what run|metric|slots\n"
     "  plot      [NAME|all] -o DIR: SVG and PNG figures and the CSV behind each (plots/NAME.sql, plots/NAME.gp)\n"
-    "            plot attention --trace-file T.kvt -p POLICY -b BUDGET --layer L --head H -o DIR\n"
+    "            plot attention --trace-file T.kvt -p POLICY -b BUDGET [--layer L --head H] -o DIR\n"
     "\n"
     "      --db FILE       results database (default results.db)\n"
     "      --metric NAME   default: layer_error if it was measured, else recall\n"

@@ -141,7 +141,7 @@ static kv_status figure_rows(const kv_analysis *a, kv_db *db, kv_selection *s, c
     kv_status st = KV_OK;
     size_t tries = a->metric || f->own_metric || !f->n_metric ? 1 : f->n_metric;
     if (!f->own_metric && (a->metric || !f->n_metric))
-        if ((st = kv_select_metric(db, s, a->metric, kv_default_metrics, err))) return st;
+        if ((st = kv_selection_metric(db, s, a->metric, kv_default_metrics, err))) return st;
     char *what = kv_format("plots/%s.sql", f->name);
     if (!what) return kv_fail(err, KV_ENOMEM, "out of memory");
     for (size_t i = 0; i < tries && !st; i++) {
@@ -183,8 +183,8 @@ static kv_status make_figure(const kv_analysis *a, kv_db *db, const kv_selection
     size_t n_csv = 0;
     kv_status st = figure_read(plots, name, &f, err);
     /* A selection of its own: :policy and :metric are chosen per figure. */
-    if (!st) st = kv_select(db, &a->policies, &a->budgets, &a->traces, &a->categories, chosen->model, &s, err);
-    if (!st) st = kv_select_budget(db, &s, err);
+    if (!st) st = kv_selection_init(db, &a->policies, &a->budgets, &a->traces, &a->categories, chosen->model, &s, err);
+    if (!st) st = kv_selection_budget(db, &s, err);
     if (!st) st = default_policy(db, &s, &f, err);
     if (!st) st = figure_rows(a, db, &s, &f, &rows, err);
     if (!st && kv_sheet_find(&rows, "prompt") >= 0) {
@@ -242,9 +242,9 @@ static kv_status attention(const kv_analysis *a, const char *plots, const char *
     kv_status st;
     if ((st = one_of(&a->policies, "policy", &policy, err)) || (st = one_of(&a->budgets, "budget", &budget, err)))
         return st;
-    if (!a->trace_file || a->layer == UINT32_MAX || a->head == UINT32_MAX)
-        return kv_fail(err, KV_EMISUSE, "plot attention needs --trace-file T.kvt, --layer L and --head H");
-    st = kv_figure_attention(plots, folder, a->trace_file, policy, budget, a->layer, a->head, err);
+    if (!a->trace_file) return kv_fail(err, KV_EMISUSE, "plot attention needs --trace-file T.kvt");
+    st = kv_figure_attention(plots, folder, a->trace_file, policy, budget, a->layer,
+                             a->head == UINT32_MAX ? 0 : a->head, err);
     if (!st) fprintf(a->talk, "%s/attention.svg .png .csv\n", a->folder);
     return st;
 }
@@ -270,7 +270,7 @@ kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err)
         if (!(st = kv_figure_folder(a->folder, &folder, err))) st = attention(a, plots, folder, err);
         goto out;
     }
-    if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_select_model(db, &s, err)) ||
+    if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_selection_model(db, &s, err)) ||
         (st = kv_figure_folder(a->folder, &folder, err)))
         goto out;
     for (size_t i = 0; i < n; i++) {

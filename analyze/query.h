@@ -62,18 +62,18 @@ typedef struct {
  * one before it (canonical specs hold commas). Every name must occur in the database; otherwise KV_EMISSING lists the
  * known ones, nearest first. An empty database and a selection without runs are errors that say so. model NULL = all
  * models. */
-kv_status kv_select(kv_db *db, const kv_list *policies, const kv_list *budgets, const kv_list *traces,
-                    const kv_list *categories, const char *model, kv_selection *out, kv_error *err);
+kv_status kv_selection_init(kv_db *db, const kv_list *policies, const kv_list *budgets, const kv_list *traces,
+                            const kv_list *categories, const char *model, kv_selection *out, kv_error *err);
 void kv_selection_free(kv_selection *s);
 void kv_selection_rebind(kv_selection *s); /* after a field was replaced */
 
 /* Fill s->metric: `name` when the database has it, else the first of `prefer` (ends with NULL) that has a defined value
  * aggregated over layers, heads and rows in the selection, else the first metric there is. */
-kv_status kv_select_metric(kv_db *db, kv_selection *s, const char *name, const char *const *prefer, kv_error *err);
+kv_status kv_selection_metric(kv_db *db, kv_selection *s, const char *name, const char *const *prefer, kv_error *err);
 /* Fill s->budget when none was given: the one nearest to 10 % of the prompt on a log scale. Smaller ones are often all
  * window on prompts of a thousand tokens and would show no policy at all. */
-kv_status kv_select_budget(kv_db *db, kv_selection *s, kv_error *err);
+kv_status kv_selection_budget(kv_db *db, kv_selection *s, kv_error *err);
 /* Fill s->model when the selection holds one model; KV_EMISUSE names them when there are several. */
-kv_status kv_select_model(kv_db *db, kv_selection *s, kv_error *err);
+kv_status kv_selection_model(kv_db *db, kv_selection *s, kv_error *err);
 
 #endif

@@ -212,7 +212,8 @@ kv_status kv_cmd_summary(const kv_analysis *a, kv_error *err)
     kv_sheet t = {0}, classes = {0}, oracles = {0};
     kv_group_note note;
     kv_status st;
-    if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_select_metric(db, &s, a->metric, kv_default_metrics, err)))
+    if ((st = kv_analysis_open(a, &db, &s, err)) ||
+        (st = kv_selection_metric(db, &s, a->metric, kv_default_metrics, err)))
         goto out;
     if ((st = kv_curve_load(db, &s, &t, &note, err)) || (st = load_oracles(db, &s, &oracles, err)) ||
         (st = kv_query(db, "the classes of allocation", CLASS_SQL, s.bind, s.n_bind, &classes, err)) ||

@@ -267,7 +267,7 @@ static kv_status no_memory(kv_error *err)
     return kv_fail(err, KV_ENOMEM, "out of memory in the forward pass");
 }
 
-/* c = rows x of the block at e->block times w^T, c at stride ldc. */
+/* c [rows][n_out] at stride ldc = x [rows][n_in] times w^T. */
 static bool times(const kv_engine *e, size_t rows, const float *x, size_t n_in, size_t n_out, const float *w, float *c,
                   size_t ldc)
 {

@@ -24,7 +24,7 @@ static kv_status check_length(const kv_job *j, kv_error *err)
 /* Room for n_greedy more tokens when the text has no continuation. */
 static kv_status add_greedy(kv_job *j, uint32_t decode, kv_error *err)
 {
-    if (j->n_token > j->n_prompt || decode == KV_DECODE_ALL || !decode) return KV_OK;
+    if (j->n_token > j->n_prompt || decode == KV_JOB_DECODE_ALL || !decode) return KV_OK;
     if (decode > KV_TOKENS_MAX - j->n_token)
         return kv_fail(err, KV_EUNSUPPORTED, "prompt '%s': --decode %u makes more than %u tokens", j->id, decode,
                        KV_TOKENS_MAX);

@@ -5,7 +5,7 @@
 #include "capture/model.h"
 #include "capture/prompts.h"
 
-#define KV_DECODE_ALL UINT32_MAX /* the whole continuation, or nothing where there is none */
+#define KV_JOB_DECODE_ALL UINT32_MAX /* the whole continuation, or nothing where there is none */
 
 typedef struct {
     char *id, *category; /* category may be NULL */

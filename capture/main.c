@@ -568,7 +568,7 @@ int main(int argc, char **argv)
     kv_error err = {""};
     kv_status st;
 
-    o.decode = KV_DECODE_ALL, o.max_bytes = MAX_BYTES_DEFAULT;
+    o.decode = KV_JOB_DECODE_ALL, o.max_bytes = MAX_BYTES_DEFAULT;
     const kv_opt opts[] = {{"model", 'm', KV_OPT_STR, &o.model},
                            {"output", 'o', KV_OPT_STR, &o.output},
                            {"text", 0, KV_OPT_STR, &o.text},

@@ -400,7 +400,8 @@ static kv_status emit_bytes(job *j, uint32_t at, uint32_t len)
     return st;
 }
 
-/* BPE by score of one stretch of text: spaces as U+2581, one in front when `prefix`. */
+/* BPE by score of one stretch of text: spaces as U+2581, one in front when `prefix` (at the start of the text and
+ * behind each special token: wherever a stretch begins). */
 static kv_status spm_fragment(job *j, size_t at, size_t n, bool prefix)
 {
     size_t spaces = prefix, len = 0;
@@ -498,7 +499,6 @@ kv_status kv_tokenize(const kv_tokenizer *t, const char *text, size_t n, bool sp
     kv_status st = start_matching(&j);
     if (!st) st = cut_special(&j, special);
     if (!st && bos && t->add_bos) st = emit(&j, t->v.bos, 0);
-    bool after_special = true;
     for (size_t i = 0; i < j.n_frag && !st; i++) {
         fragment f = j.frag[i];
         if (f.id != KV_NONE)
@@ -506,8 +506,7 @@ kv_status kv_tokenize(const kv_tokenizer *t, const char *text, size_t n, bool sp
         else if (t->v.kind == KV_VOCAB_BPE)
             st = split(&j, 0, f.at, f.n);
         else
-            st = spm_fragment(&j, f.at, f.n, t->v.add_space_prefix && after_special);
-        after_special = f.id != KV_NONE;
+            st = spm_fragment(&j, f.at, f.n, t->v.add_space_prefix);
     }
     /* never NULL, also for no tokens */
     if (!st) st = grow(&j.id, &j.id_cap, j.n_out + 1, sizeof *j.id, err);

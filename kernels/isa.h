@@ -1,8 +1,9 @@
 /* isa.h - one source, compiled for the baseline and for AVX2 + FMA, chosen when the program runs.
  *
  * A kernel is written once as a KV_INLINE body; two wrappers give it to the compiler, one of them marked KV_V3, and the
- * public function asks kv_has_v3(). No ifunc is involved (target_clones needs one), so it also works where the C library
- * has none and before a sanitizer is ready. KV_NO_V3 leaves the second one out (every machine that is not x86-64 does). */
+ * public function asks kv_has_v3(). No ifunc is involved (target_clones needs one), so it also works where the C
+ * library has none and before a sanitizer is ready. KV_NO_V3 leaves the second one out (every machine that is not
+ * x86-64 does). */
 #ifndef KV_ISA_H
 #define KV_ISA_H
 

@@ -77,6 +77,11 @@ bool kv_prefix(size_t n_row, size_t d, const float *q, const float *lse, float s
 bool kv_project_norm_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 
+/* EXACT. norm[r] = sum over outputs of |w x[r]|: rows x [n_row][n_in], w n_out rows of n_in at stride ld_w. Each output is a chain
+ * acc = fmaf(x[k], w[k], acc), k ascending; their sum in eight double lanes as in kv_probs. */
+bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
+bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
+
 /* CLOSE. c[m][n] = a[m][k] b[n][k]^T, rows of c at stride ldc. Weights as files store them: b is (out, in). kv_matmul
  * splits the rows of c and of b in fixed blocks over `threads`. */
 bool kv_matmul_ref(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc);

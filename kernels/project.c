@@ -1,7 +1,9 @@
-/* project.c - norms of projected rows: OpenBLAS on blocks of rows and of outputs, squares summed in double. */
+/* project.c - norms of projected rows. L2: OpenBLAS on blocks of rows and of outputs, squares summed in double. L1: panels of 16
+ * outputs, each output its own chain. */
 #include "kernels/blas.h"
 #include "kernels/isa.h"
 #include "kernels/lanes.h"
+#include "kernels/score.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -36,4 +38,46 @@ bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, co
     for (size_t r = 0; r < n_row; r++) norm[r] = sqrt(norm[r]);
     free(y);
     return true;
+}
+
+/* Blocks of rows against panels of 16 outputs; the lanes of a row live in norm's block between panels. */
+KV_INLINE void l1_body(const bool isv3, size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w,
+                       float *rows, float *panel, float *y, double *lane, double *norm)
+{
+    for (size_t r0 = 0; r0 < n_row; r0 += ROWS) {
+        size_t m = n_row - r0 < ROWS ? n_row - r0 : ROWS;
+        for (size_t i = 0; i < m * 8; i++) lane[i] = 0;
+        for (size_t o = 0; o < n_out; o += KV_PANEL) {
+            size_t n = n_out - o < KV_PANEL ? n_out - o : KV_PANEL;
+            for (size_t j = 0; j < n; j++) memcpy(rows + j * n_in, w + (o + j) * ld_w, n_in * sizeof *rows);
+            kv_panel_fill(isv3, n, n_in, rows, panel);
+            kv_panel_dots(isv3, m, n_in, x + r0 * n_in, panel, y, KV_PANEL);
+            for (size_t r = 0; r < m; r++)
+                for (size_t j = 0; j < n; j++) lane[r * 8 + j % 8] += __builtin_fabsf(y[r * KV_PANEL + j]);
+        }
+        for (size_t r = 0; r < m; r++) norm[r0 + r] = kv_sum8(lane + r * 8);
+    }
+}
+
+static void l1_plain(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, float *rows,
+                     float *panel, float *y, double *lane, double *norm)
+{
+    l1_body(false, n_row, n_in, n_out, x, w, ld_w, rows, panel, y, lane, norm);
+}
+
+KV_V3 static void l1_v3(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, float *rows,
+                        float *panel, float *y, double *lane, double *norm)
+{
+    l1_body(KV_HAVE_V3, n_row, n_in, n_out, x, w, ld_w, rows, panel, y, lane, norm);
+}
+
+bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm)
+{
+    float *f = malloc((2 * n_in * KV_PANEL + ROWS * KV_PANEL) * sizeof *f);
+    double *lane = malloc(ROWS * 8 * sizeof *lane);
+    bool ok = f && lane;
+    if (ok)
+        (kv_has_v3() ? l1_v3 : l1_plain)(n_row, n_in, n_out, x, w, ld_w, f, f + n_in * KV_PANEL, f + 2 * n_in * KV_PANEL, lane, norm);
+    free(f), free(lane);
+    return ok;
 }

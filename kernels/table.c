@@ -240,6 +240,21 @@ static void check_project(const kv_kernel *self, const kv_case *c, uint64_t seed
     free(x), free(w), free(norm);
 }
 
+static void check_project_l1(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    size_t ld = c->d + 3;
+    float *x = normals(&seed, c->n_row * c->d, 1), *w = normals(&seed, c->n_key * ld, 1);
+    double *norm = malloc((2 * c->n_row + 1) * sizeof *norm);
+    if (x && w && norm) {
+        if (!kv_project_l1(c->n_row, c->d, c->n_key, x, w, ld, norm) || !kv_project_l1_ref(c->n_row, c->d, c->n_key, x, w, ld, norm + c->n_row))
+            fail(v, "out of memory");
+        compare_d("norm", c->n_row, norm, norm + c->n_row, self->tol, v);
+    } else {
+        fail(v, "out of memory");
+    }
+    free(x), free(w), free(norm);
+}
+
 static void check_matmul(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
 {
     size_t m = c->n_row, n = c->n_key, ldc = n + 5;
@@ -412,6 +427,7 @@ const kv_kernel kv_kernel_table[] = {
     ROW("probs", KV_EXACT, 0, attn_cases, check_probs, NULL),
     ROW("rank", KV_EXACT, 0, rank_cases, check_rank, NULL),
     ROW("prefix", KV_CLOSE, 3e-6, prefix_cases, check_prefix, NULL),
+    ROW("project_l1", KV_EXACT, 0, matmul_cases, check_project_l1, NULL),
     ROW("project_norm", KV_CLOSE, 1e-6, matmul_cases, check_project, NULL),
     ROW("matmul", KV_CLOSE, 2e-6, matmul_cases, check_matmul, NULL),
     ROW("rmsnorm", KV_CLOSE, 3e-7, norm_cases, check_rmsnorm, NULL),

@@ -24,7 +24,7 @@ set ylabel "kept" rotate by 0 offset 0,0
 set yrange [0:1]
 set style fill solid 1 noborder
 grey(v) = int(255 - 255 * v + 0.5) * 65793
-plot csv using (column("row") == R_max ? column("column") : NaN):(0.5):(column("column") - BIN/2.0):(column("column") + BIN/2.0):(0):(1):(grey(column("kept"))) \
+plot csv using (column("row") == R_max ? column("column") : NaN):(0.5):(column("column") - 0.53*BIN):(column("column") + 0.53*BIN):(0):(1):(grey(column("kept"))) \
      with boxxyerror linecolor rgb variable
 
 # The map. Dashes: the end of the prompt, where the cut is made.
@@ -33,14 +33,13 @@ set tmargin at screen 0.875
 set bmargin at screen 0.085
 set xtics out nomirror
 set ytics out nomirror
-set xlabel "key position (tokens".(BIN > 1 ? sprintf(", %d to a cell)", BIN) : ")")
-set ylabel "query position (tokens".(ROWBIN > 1 ? sprintf(", %d to a cell)", ROWBIN) : ")") rotate by 90 offset 0.8,0
+set xlabel "key position (tokens".(BIN > 1 ? sprintf(", %d to a cell)", BIN) : ")")."; dashes: end of the prompt"
+set ylabel "query position (tokens".(ROWBIN > 1 ? sprintf(", %d to a cell)", ROWBIN) : ")") rotate by 90
 set yrange [N-0.5:ROW0-0.5]
 set cbrange [-5:0]
 set cblabel BIN*ROWBIN > 1 ? "log10 of the largest attention weight in the cell" : "log10 of the attention weight"
 set colorbox user origin screen 0.87, screen 0.085 size screen 0.025, screen 0.79
 set arrow 1 from P-0.5, ROW0-0.5 to P-0.5, N-0.5 nohead front dt 2 lw 1 lc rgb "#d55e00"
 set arrow 2 from -0.5, P-0.5 to N-0.5, P-0.5 nohead front dt 2 lw 1 lc rgb "#d55e00"
-set label 1 "end of the prompt" at P-0.5, graph 0.97 right offset -0.7,0 front textcolor rgb "#b04c00"
 plot csv using "column":"row":(column("weight") > 0 ? log10(column("weight")) : NaN) with image
 unset multiplot

@@ -6,7 +6,7 @@ stats csv using (column("layer")) nooutput name "L"
 stats csv using (column("uniform_slots")) nooutput name "U"
 set title "layer budgets at ".budget."\n".subtitle
 set xlabel "layer"
-set ylabel sprintf("slots of the layer / even share (%.0f KV slots)", U_mean) offset 0.8,0
+set ylabel sprintf("slots of the layer / even share (%.0f KV slots)", U_mean)
 set xrange [L_min-0.5:L_max+0.5]
 set yrange [0:*]
 set key outside right center vertical Left reverse samplen 3 spacing 1.0 font KEYFONT

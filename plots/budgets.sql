@@ -18,4 +18,4 @@ WHERE r.budget = :budget
   AND (:traces IS NULL OR r.trace IN (SELECT value FROM json_each(:traces)))
   AND (:categories IS NULL OR r.category IN (SELECT value FROM json_each(:categories)))
   AND (:model IS NULL OR r.model = :model)
-ORDER BY r.policy, r.spec, g.layer, r.run_id
+ORDER BY r.policy, r.spec, g.layer, r.run_id;

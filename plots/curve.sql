@@ -11,4 +11,4 @@ WHERE m.metric = :metric AND m.layer IS NULL AND m.head IS NULL AND m.step IS NU
   AND (:traces IS NULL OR r.trace IN (SELECT value FROM json_each(:traces)))
   AND (:categories IS NULL OR r.category IN (SELECT value FROM json_each(:categories)))
   AND (:model IS NULL OR r.model = :model)
-ORDER BY r.policy, r.spec, r.budget_frac, r.run_id
+ORDER BY r.policy, r.spec, r.budget_frac, r.run_id;

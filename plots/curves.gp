@@ -1,6 +1,6 @@
 # curves: three metrics against mean bytes (log2), bands over prompts, one legend.
 csv = ARG1; out = ARG2; term = ARG3; subtitle = ARG6.ARG9
-lines = 1; fig = "curves"
+lines = 1; octaves = 3; fig = "curves"
 wide = 1500.0; high = 540.0
 load "style.gp"
 NAMES = "recall_contested head_error layer_error"
@@ -21,11 +21,14 @@ do for [k=1:3] {
         set bmargin at screen 0.15
         set tmargin at screen 0.755
         set title name offset 0,0.3
-        set ylabel k == 1 ? "share of the contested mass" : k == 2 ? "relative to ||o||" : "relative to ||x||" offset 0.6,0
-        if (k == 1) { set yrange [0:1] } else { set yrange [0:*] }
-        plot for [i=1:SERIES] csv using (strcol("metric") eq name && column("series") == i-1 ? column("bytes") : NaN):"low":"high" \
+        unset logscale y
+        set yrange [*:*]
+        stats csv using (strcol("metric") eq name ? (unit = strcol("metric_unit"), column("mean")) : NaN) nooutput name "U"
+        load "value_axis.gp"
+        set ylabel unit.scale offset 0.6,0
+        plot for [i=1:SERIES] csv using (is_name(name) && column("series") == i-1 ? column("bytes") : NaN):(edge(column("low"), column("mean"))):(edge(column("high"), column("mean"))) \
                  with filledcurves fillcolor rgb tint(POLICY[i], i-1) fillstyle solid noborder notitle, \
-             for [i=1:SERIES] csv using (strcol("metric") eq name && column("series") == i-1 ? column("bytes") : NaN):"mean" \
+             for [i=1:SERIES] csv using (is_name(name) && column("series") == i-1 ? column("bytes") : NaN):(drawn(column("mean"))) \
                  with linespoints linetype style(POLICY[i], i-1, VARIANT[i]) title LABEL[i]
         at = at + 1
     }

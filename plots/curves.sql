@@ -13,4 +13,4 @@ WHERE m.metric IN ('recall_contested', 'head_error', 'layer_error')
   AND (:traces IS NULL OR r.trace IN (SELECT value FROM json_each(:traces)))
   AND (:categories IS NULL OR r.category IN (SELECT value FROM json_each(:categories)))
   AND (:model IS NULL OR r.model = :model)
-ORDER BY r.policy, r.spec, r.budget_frac, r.run_id
+ORDER BY r.policy, r.spec, r.budget_frac, r.run_id;

@@ -12,4 +12,4 @@ WHERE m.metric = :metric AND m.layer IS NOT NULL AND m.head IS NOT NULL AND m.st
   AND (:traces IS NULL OR r.trace IN (SELECT value FROM json_each(:traces)))
   AND (:categories IS NULL OR r.category IN (SELECT value FROM json_each(:categories)))
   AND (:model IS NULL OR r.model = :model)
-ORDER BY m.layer, m.head, r.run_id
+ORDER BY m.layer, m.head, r.run_id;

@@ -87,5 +87,6 @@ kv_budget_resolved kv_budget_resolve(const kv_budget *b, uint32_t n_tokens, size
     r.real = b->kind == KV_BUDGET_RATIO ? L * (1 - b->value) : c;
     r.tokens = c > L ? n_tokens : (uint32_t)c;
     r.frac = n_tokens ? r.tokens / L : 0;
+    r.share = b->kind == KV_BUDGET_RATIO ? 1 - b->value : r.frac;
     return r;
 }

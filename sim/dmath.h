@@ -11,17 +11,20 @@ static inline double kv_log(double x)
     int e;
     double m = frexp(x, &e); /* exact */
     if (m < 0.70710678118654752) m *= 2, e--;
+    static const double INV[] = {1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3, 1};
     double z = (m - 1) / (m + 1), z2 = z * z, s = 0;
-    for (int k = 21; k >= 1; k -= 2) s = s * z2 + 1.0 / k;
+    for (int k = 0; k < 11; k++) s = s * z2 + INV[k];
     return 2 * z * s + e * 0.69314718055994531;
 }
 
-/* exp x for |x| < 700: 2^n e^r with |r| <= ln2/2, Taylor to the 14th power. */
+/* exp x for x < 700, 0 below -700: 2^n e^r with |r| <= ln2/2, Taylor to the 14th power. */
 static inline double kv_exp(double x)
 {
+    static const double INV[] = {0, 1, 1.0 / 2, 1.0 / 3, 1.0 / 4, 1.0 / 5, 1.0 / 6, 1.0 / 7, 1.0 / 8, 1.0 / 9, 1.0 / 10, 1.0 / 11, 1.0 / 12, 1.0 / 13, 1.0 / 14};
+    if (x < -700) return 0;
     double n = floor(x * 1.4426950408889634 + 0.5);
     double r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10, s = 1;
-    for (int k = 14; k >= 1; k--) s = 1 + r / k * s;
+    for (int k = 14; k >= 1; k--) s = 1 + r * INV[k] * s;
     return ldexp(s, (int)n);
 }
 

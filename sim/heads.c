@@ -24,6 +24,8 @@ static size_t at_least(const float *x, size_t m, float scale, bool scaled, uint3
 
 void kv_flat_topk(const float *sorted, size_t n_unit, size_t m, const float *scale, uint64_t k, uint32_t *won)
 {
+#define AT_LEAST(u, q) at_least(sorted + (u) * m, m, scale ? scale[u] : 1, scale != NULL, q)
+    uint64_t above = 0;
     if (k >= (uint64_t)n_unit * m) {
         for (size_t u = 0; u < n_unit; u++) won[u] = (uint32_t)m;
         return;
@@ -33,19 +35,16 @@ void kv_flat_topk(const float *sorted, size_t n_unit, size_t m, const float *sca
     while (lo < hi) {
         uint32_t mid = (uint32_t)(((uint64_t)lo + hi + 1) / 2);
         uint64_t n = 0;
-        for (size_t u = 0; u < n_unit; u++) n += at_least(sorted + u * m, m, scale ? scale[u] : 1, scale != NULL, mid);
+        for (size_t u = 0; u < n_unit; u++) n += AT_LEAST(u, mid);
         if (n >= k) lo = mid;
         else hi = mid - 1;
     }
-    uint64_t above = 0;
-    for (size_t u = 0; u < n_unit; u++) {
-        won[u] = lo == UINT32_MAX ? 0 : (uint32_t)at_least(sorted + u * m, m, scale ? scale[u] : 1, scale != NULL, lo + 1);
-        above += won[u];
-    }
+    for (size_t u = 0; u < n_unit; u++) above += won[u] = lo == UINT32_MAX ? 0 : (uint32_t)AT_LEAST(u, lo + 1);
     for (size_t u = 0; u < n_unit && above < k; u++) { /* entries equal to the k-th: lowest unit first */
-        size_t ties = at_least(sorted + u * m, m, scale ? scale[u] : 1, scale != NULL, lo) - won[u];
+        size_t ties = AT_LEAST(u, lo) - won[u];
         if (ties > k - above) ties = (size_t)(k - above);
         won[u] += (uint32_t)ties;
         above += ties;
     }
+#undef AT_LEAST
 }

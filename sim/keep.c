@@ -7,6 +7,7 @@
 #include "kernels/parallel.h"
 #include "sim/commands.h"
 #include "sim/mask.h"
+#include "sim/schedule.h"
 
 static const char HELP[] =
     "usage: kv-sim keep TRACE -p POLICY[,..] -b BUDGET[,..] -o KEPT.npy|DIR/ [options]\n"
@@ -117,7 +118,7 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
             kv_budget_resolved c = kv_budget_resolve(&rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head);
             char *path = dir ? file_name(out, rq.spec[i].canonical, rq.budget[b].text) : kv_format("%s", out);
             st = path ? kv_plan_counts(&plan, i, &c, counts, err) : kv_fail(err, KV_ENOMEM, "out of memory");
-            if (!st) st = kv_mask_write(path, &plan, i, counts, mask, at_step, err);
+            if (!st) st = kv_mask_write(path, &plan, i, &c, counts, mask, at_step, err);
             if (!st) {
                 json_t *o = ledger(&plan, i, &rq.budget[b], &c, counts, scores);
                 json_object_set_new(o, "file", json_string(path));

@@ -112,6 +112,10 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
         st = floats(&l->q_all, l->n_q_head, l->L, l->d, err);
         if (!st) st = load(l, KV_S_Q, l->n_q_head, 0, l->L, l->d, l->q_all, err);
     }
+    if (!st && (needs & KV_NEED_WO)) {
+        st = floats(&l->wo, in->hidden, l->n_q_head, l->d, err);
+        if (!st) st = kv_trace_read_wo(s->trace, l->number, l->wo, err);
+    }
     if (!st && (needs & KV_NEED_COLSUM)) {
         kv_stream cs = l->L == in->n_prompt ? KV_S_COLSUM : KV_S_COLSUM_CTX;
         st = floats(&l->colsum, l->n_q_head, l->L, 1, err);
@@ -126,7 +130,7 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
 
 void kv_layer_free(kv_layer *l)
 {
-    free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->colsum), free(l->probs);
+    free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->colsum), free(l->probs);
     *l = (kv_layer){0};
 }
 

@@ -8,6 +8,7 @@ enum {
     KV_NEED_WINDOW = 1, /* queries of the last rows before the cut */
     KV_NEED_COLSUM = 2, /* column sums of the rows before the cut */
     KV_NEED_FUTURE = 4, /* queries of the measured rows */
+    KV_NEED_WO = 16,    /* the output projection */
     KV_NEED_QUERIES = 8, /* queries of all rows before the cut */
 };
 
@@ -39,6 +40,7 @@ typedef struct {
     uint32_t max_window;         /* rows of q_win */
     float *q_win;                /* [n_q_head][max_window][d] rows L-max_window..L-1, or NULL */
     float *q_all;                /* [n_q_head][L][d] all rows before the cut, or NULL */
+    float *wo;                   /* [hidden][n_q_head*d], or NULL */
     float *colsum;               /* [n_q_head][L], or NULL */
     /* softmax rows of a window, computed once per window length and shared by the scorers of a layer */
     uint32_t probs_window;

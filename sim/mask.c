@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "sim/schedule.h"
 #include "traces/npy.h"
 
 kv_status kv_mask_ranking(const kv_scene *sc, const kv_spec *s, kv_ranking *r, kv_error *err)
@@ -54,31 +55,58 @@ out:
     return st;
 }
 
-kv_status kv_mask_write(const char *path, const kv_plan *p, size_t i, const uint32_t *counts, bool as_mask, uint32_t rows,
-                        kv_error *err)
+/* The schedule of one layer, with the layer loaded for it. */
+static kv_status make_schedule(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, uint32_t layer, kv_schedule *out,
+                               kv_error *err)
+{
+    kv_layer l;
+    kv_status st = kv_layer_load(p->scene, layer, p->needs, p->max_window, &l, err);
+    if (st) return st;
+    st = kv_schedule_make(p, i, c, counts, &l, out, err);
+    kv_layer_free(&l);
+    return st;
+}
+
+kv_status kv_mask_write(const char *path, const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts,
+                        bool as_mask, uint32_t rows, kv_error *err)
 {
     const kv_scene *sc = p->scene;
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];
-    size_t N = sc->n_token, U = r->n_unit, n = sc->info->n_layer * U * N;
-    size_t shape[3] = {sc->info->n_layer, U, N};
-    uint8_t *mask = NULL;
+    size_t N = sc->n_token, U = r->n_unit, n = sc->info->n_layer * U * N, L = sc->n_cut, bytes = (N + 7) / 8;
+    size_t shape[4] = {sc->info->n_layer, U, N};
+    uint8_t *mask = NULL, *seen = NULL;
     int32_t *at = NULL;
     kv_status st = kv_array(&mask, n, 1, err);
-    if (!st && !as_mask) st = kv_array(&at, n, sizeof *at, err);
-    if (st) goto out;
-    memset(mask, 1, n);
-    for (uint32_t l = 0; l < sc->n_evict; l++)
-        for (size_t u = 0; u < U; u++) {
-            uint8_t *to = mask + (sc->evict[l] * U + u) * N;
-            const uint32_t *order = r->order + (l * U + u) * sc->n_cut;
-            memset(to, 0, sc->n_cut);
-            for (uint32_t k = 0; k < counts[l * U + u]; k++) to[order[k]] = 1;
+    if (!st) st = kv_array(&at, n, sizeof *at, err);
+    for (size_t k = 0; k < n && !st; k++) at[k] = -1;
+    for (uint32_t l = 0; l < sc->n_evict && !st; l++) {
+        int32_t *to = at + sc->evict[l] * U * N;
+        if (!kv_schedule_needed(&p->spec[i])) {
+            for (size_t u = 0; u < U; u++)
+                for (size_t k = counts[l * U + u]; k < L; k++) to[u * N + r->order[(l * U + u) * L + k]] = 0;
+            continue;
         }
-    for (size_t k = 0; k < n; k++)
-        if (as_mask && k % N >= (size_t)sc->row_first + rows) mask[k] = 0;
-        else if (!as_mask) at[k] = mask[k] ? -1 : 0;
-    st = kv_npy_write(path, as_mask ? "|u1" : "<i4", 3, shape, as_mask ? (void *)mask : (void *)at, err);
-out:
-    free(mask), free(at);
+        kv_schedule s;
+        if ((st = make_schedule(p, i, c, counts, l, &s, err))) break;
+        if (s.seen && !seen && !(st = kv_array(&seen, (sc->n_row + 1) * sc->info->n_layer * U * bytes, 1, err))) memset(seen, 0xff, (sc->n_row + 1) * sc->info->n_layer * U * bytes);
+        for (size_t u = 0; u < U && !st; u++) {
+            counts[l * U + u] = 0;
+            for (uint32_t k = 0; k < L; k++) counts[l * U + u] += kv_schedule_visible(&s, sc, (uint32_t)u, k, 0);
+        }
+        if (s.seen && !st)
+            for (size_t row = 0; row <= sc->n_row; row++)
+                memcpy(seen + (row * sc->info->n_layer + sc->evict[l]) * U * bytes, s.seen + row * U * bytes, U * bytes);
+        else if (!st) memcpy(to, s.at, U * N * sizeof *to);
+        kv_schedule_free(&s);
+    }
+    for (size_t k = 0; k < n && !st; k++) { /* after `rows` rows: still to come is 0, dropped up to then is 0 */
+        size_t token = k % N;
+        mask[k] = token < sc->row_first + rows && (at[k] < 0 || (uint32_t)at[k] > rows);
+        if (seen) mask[k] = token < sc->row_first + rows && (seen[((size_t)rows * sc->info->n_layer * U + k / N) * bytes + token / 8] >> (token % 8) & 1);
+    }
+    if (!st && as_mask) st = kv_npy_write(path, "|u1", 3, shape, mask, err);
+    else if (!st && seen) st = kv_npy_write(path, "|u1", 4, (size_t[]){sc->n_row + 1, shape[0], U, bytes}, seen, err);
+    else if (!st) st = kv_npy_write(path, "<i4", 3, shape, at, err);
+    free(mask), free(at), free(seen);
     return st;
 }

@@ -8,12 +8,16 @@
 #include "kernels/parallel.h"
 #include "sim/dmath.h"
 #include "sim/mask.h"
+#include "sim/schedule.h"
 #include "sim/scorer.h"
+#include "sim/select.h"
+#include "traces/npy.h"
 
 /* Protected positions of a ranking, newest first, without repeats; returns how many. */
 static uint32_t forced_positions(const kv_spec *s, uint32_t L, uint32_t *to)
 {
     uint32_t recent = s->protect_recent > s->window ? s->protect_recent : s->window, n = 0;
+    if (s->select == KV_SELECT_CHUNKS) return 0; /* the window competes through its chunk */
     if (recent > L) recent = L;
     uint32_t sink = s->protect_sink < L - recent ? s->protect_sink : L - recent;
     for (uint32_t i = 0; i < recent; i++) to ? to[n++] = L - 1 - i : n++;
@@ -47,6 +51,20 @@ static kv_status preference(kv_layer *l, uint32_t window, double *H, double *V, 
     return KV_OK;
 }
 
+/* LAVa: entropy of a layer's scores, normalised over all its heads; the common divisor ln(heads * positions) is left out because only
+ * shares matter. */
+static double spread_entropy(const kv_ranking *r, uint32_t layer, size_t m)
+{
+    const float *s = r->sorted + (size_t)layer * r->n_unit * m;
+    double sum = 0, e = 0;
+    for (size_t i = 0; i < r->n_unit * m; i++) sum += s[i];
+    for (size_t i = 0; i < r->n_unit * m; i++) {
+        double p = s[i] / (sum + 1e-16);
+        e -= p * kv_log(p + 1e-16);
+    }
+    return e;
+}
+
 static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_error *err)
 {
     size_t L = l->L, m = L - r->n_forced;
@@ -57,11 +75,16 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
     if (!st) st = kv_array(&order, L, sizeof *order, err);
     if (!st) st = kv_array(&is_forced, L, sizeof *is_forced, err);
     if (!st) st = kv_scorers[r->spec->scorer]->score(l, r->spec, score, err);
+    if (!st) st = kv_value_weight(l, r->spec, l->L - (r->spec->window < l->L ? r->spec->window : l->L), score, err);
     if (!st && r->want_preference)
         st = preference(l, r->spec->window, &r->entropy[l->order], &r->variance[l->order], err);
     for (uint32_t u = 0; u < r->n_unit && !st; u++) {
         uint32_t *to = r->order + ((size_t)l->order * r->n_unit + u) * L;
         float *sorted = r->sorted + ((size_t)l->order * r->n_unit + u) * m, *s = score + u * L;
+        if (r->spec->select == KV_SELECT_CHUNKS) {
+            st = kv_chunk_order(l, r->spec, score, to, sorted, err);
+            continue;
+        }
         uint32_t n = forced_positions(r->spec, (uint32_t)L, to);
         for (uint32_t i = 0; i < n; i++) is_forced[to[i]] = true;
         if (!kv_rank(L, s, order)) st = kv_fail(err, KV_ENOMEM, "out of memory");
@@ -69,6 +92,7 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
             if (!is_forced[order[i]]) sorted[n - r->n_forced] = s[order[i]], to[n++] = order[i];
     }
     (void)p;
+    if (!st && r->want_preference) r->spread[l->order] = spread_entropy(r, l->order, m);
     free(score), free(order), free(is_forced);
     return st;
 }
@@ -91,6 +115,27 @@ static void rank_task(void *ctx, size_t i)
     kv_layer_free(&l);
 }
 
+/* HeadKV's table as a share of the model per query head. */
+static kv_status importance_table(const kv_scene *sc, const kv_spec *s, kv_ranking *r, kv_error *err)
+{
+    kv_npy a = {0};
+    size_t n = (size_t)sc->n_evict * sc->info->n_q_head;
+    kv_status st = kv_npy_read(s->importance, &a, err);
+    if (!st && (a.rank != 2 || a.shape[0] != sc->n_evict || a.shape[1] != sc->info->n_q_head || (a.kind != 'f')))
+        st = kv_fail(err, KV_EFORMAT, "importance '%s': want floats [%u layers, %u query heads]", s->importance, sc->n_evict, sc->info->n_q_head);
+    if (!st) st = kv_array(&r->importance, n, sizeof *r->importance, err);
+    double sum = 0;
+    for (size_t i = 0; i < n && !st; i++) {
+        r->importance[i] = a.size == 8 ? ((double *)a.data)[i] : a.size == 4 ? (double)((float *)a.data)[i] : (double)kv_f16_to_f32(((uint16_t *)a.data)[i]);
+        if (!(r->importance[i] >= 0) || !isfinite(r->importance[i])) st = kv_fail(err, KV_EFORMAT, "importance '%s': entry %zu is not a number >= 0", s->importance, i);
+        sum += r->importance[i];
+    }
+    if (!st && !(sum > 0)) st = kv_fail(err, KV_EFORMAT, "importance '%s' is zero throughout", s->importance);
+    for (size_t i = 0; i < n && !st; i++) r->importance[i] /= sum;
+    kv_npy_free(&a);
+    return st;
+}
+
 static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *r, kv_error *err)
 {
     size_t n;
@@ -105,6 +150,8 @@ static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *
     if (!st) st = kv_array(&r->sorted, n, sizeof *r->sorted, err);
     if (!st) st = kv_array(&r->entropy, sc->n_evict, sizeof *r->entropy, err);
     if (!st) st = kv_array(&r->variance, sc->n_evict, sizeof *r->variance, err);
+    if (!st) st = kv_array(&r->spread, sc->n_evict, sizeof *r->spread, err);
+    if (!st && s->heads == KV_HEADS_TABLE) st = importance_table(sc, s, r, err);
     return st;
 }
 
@@ -128,7 +175,13 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
         if (spec[i].file) continue;
         work = true;
         p->needs |= kv_scorers[spec[i].scorer]->needs;
-        if (spec[i].layers == KV_LAYERS_CAKE) p->needs |= KV_NEED_WINDOW, p->ranking[r].want_preference = true;
+        if (spec[i].layers == KV_LAYERS_CAKE) p->needs |= KV_NEED_WINDOW;
+        if (spec[i].layers == KV_LAYERS_CAKE || spec[i].layers >= KV_LAYERS_LAVA) p->ranking[r].want_preference = true;
+        if (spec[i].value == KV_VALUE_WO_L1 || spec[i].select == KV_SELECT_TWO_STAGE) p->needs |= KV_NEED_WO;
+        if (spec[i].decode) p->needs |= KV_NEED_FUTURE;
+        if (kv_decode_rules[spec[i].decode].cuts_prompt) p->needs |= KV_NEED_WINDOW;
+        if (kv_decode_rules[spec[i].decode].accumulates) p->needs |= KV_NEED_COLSUM;
+        if (kv_decode_rules[spec[i].decode].cuts_prompt && !p->max_window) p->max_window = 1;
         if (spec[i].window > p->max_window) p->max_window = spec[i].window;
     }
     if (!st) st = kv_array(&j.st, scene->n_evict, sizeof *j.st, err);
@@ -147,10 +200,101 @@ void kv_plan_free(kv_plan *p)
 {
     for (size_t r = 0; r < p->n_ranking; r++) {
         kv_ranking *k = &p->ranking[r];
-        free(k->order), free(k->sorted), free(k->fixed), free(k->entropy), free(k->variance);
+        free(k->order), free(k->sorted), free(k->fixed), free(k->entropy), free(k->variance), free(k->spread), free(k->importance);
     }
     free(p->ranking), free(p->ranking_of);
     *p = (kv_plan){0};
+}
+
+typedef struct {
+    double part;
+    uint32_t at;
+} remainder_of;
+
+static int larger_first(const void *x, const void *y)
+{
+    const remainder_of *a = x, *b = y;
+    if (a->part != b->part) return a->part < b->part ? 1 : -1;
+    return (a->at > b->at) - (a->at < b->at);
+}
+
+/* Shares of total that add up to it exactly: floors, then one more for the largest fractions. */
+static kv_status largest_remainder(const double *share, uint32_t n, int64_t total, int64_t *b, kv_error *err)
+{
+    remainder_of *rest = NULL;
+    double sum = 0;
+    int64_t given = 0;
+    kv_status st = kv_array(&rest, n, sizeof *rest, err);
+    if (st) return st;
+    for (uint32_t l = 0; l < n; l++) sum += share[l];
+    for (uint32_t l = 0; l < n; l++) {
+        double x = sum > 0 ? share[l] / sum * (double)total : (double)total / n;
+        b[l] = (int64_t)x;
+        rest[l] = (remainder_of){x - (double)b[l], l};
+        given += b[l];
+    }
+    qsort(rest, n, sizeof *rest, larger_first);
+    for (uint32_t l = 0; l < n && given < total; l++, given++) b[rest[l].at]++;
+    free(rest);
+    return KV_OK;
+}
+
+/* LAVa's repository: after each layer the earlier ones are cut again, heads by flat top-k over all their scores, with the floor
+ * frozen at int(alpha * C) of the whole nominal C (policies.md section 6, 4). counts are window-free, L - window = whole. */
+static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t m, uint32_t C, uint32_t *counts)
+{
+    uint32_t U = r->n_unit, won[1024];
+    int64_t total = ((int64_t)C - s->window) * n;
+    float keep = (float)(1 - s->alpha), floor_part = (float)(int64_t)(s->alpha * C);
+    for (uint32_t l = 0; l < n; l++) {
+        const float *sorted = r->sorted + (size_t)l * U * m;
+        uint32_t *len = counts + (size_t)l * U;
+        int64_t before = INT64_MAX;
+        double sum = 0;
+        for (uint32_t k = 0; k < l; k++) sum += r->spread[k];
+        for (uint32_t u = 0; u < U; u++) len[u] = (uint32_t)m;
+        for (uint32_t stage = l; stage < n; stage++) {
+            sum += r->spread[stage];
+            int64_t b = total > 0 ? (int64_t)(sum > 0 ? r->spread[l] / sum * (double)total : (double)total / (stage + 1)) : 0;
+            if (b > (int64_t)m || b > before) continue;
+            kv_flat_topk(sorted, U, m, NULL, (uint64_t)b * U, won);
+            for (uint32_t u = 0; u < U; u++) {
+                uint32_t cap = (uint32_t)rintf((float)won[u] * keep + floor_part);
+                if (cap < len[u]) len[u] = cap;
+            }
+            before = b;
+        }
+    }
+}
+
+/* HeadKV: B // beta of every budget goes into a pool shared by importance, the rest is equal (policies.md section 7). */
+static void table_heads(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t layer, uint32_t C, uint32_t n_q_head, uint32_t *won)
+{
+    double pool = floor(C / s->beta), least = C - pool;
+    uint32_t g = n_q_head / r->n_unit;
+    for (uint32_t u = 0; u < r->n_unit; u++) {
+        double sum = 0;
+        for (uint32_t q = u * g; q < (u + 1) * g; q++) sum += rint(r->importance[(size_t)layer * n_q_head + q] * pool * n * n_q_head + least);
+        won[u] = (uint32_t)rint(sum / g);
+    }
+}
+
+/* kvpress AdaKV: the first int(C alpha) entries of every unit are immune, the rest is one flat top-k in which protected entries
+ * stand above all; counts include the protected ones. */
+static kv_status safeguard_heads(const kv_spec *s, const kv_ranking *r, uint32_t layer, uint32_t L, uint32_t C, uint32_t *won, kv_error *err)
+{
+    uint32_t safe = (uint32_t)(C * s->alpha), U = r->n_unit;
+    size_t m = L - r->n_forced, rest = L - safe;
+    float *x = NULL;
+    kv_status st = kv_array(&x, U * rest, sizeof *x, err);
+    if (st) return st;
+    for (uint32_t u = 0; u < U; u++)
+        for (size_t k = safe; k < L; k++)
+            x[u * rest + k - safe] = k < r->n_forced ? INFINITY : r->sorted[((size_t)layer * U + u) * m + k - r->n_forced];
+    kv_flat_topk(x, U, rest, NULL, (uint64_t)(C - safe) * U, won);
+    for (uint32_t u = 0; u < U; u++) won[u] += safe;
+    free(x);
+    return KV_OK;
 }
 
 /* Window-free budgets of the layers; -1 = the layer keeps everything. */
@@ -165,11 +309,13 @@ static kv_status layer_budgets(const kv_plan *p, const kv_spec *s, const kv_rank
     for (uint32_t l = 0; l < n; l++) b[l] = B;
     switch ((kv_layer_alloc)s->layers) {
     case KV_LAYERS_UNIFORM:
+    case KV_LAYERS_LAVA_CODE: /* counts of its own: lava_code */
     case KV_LAYERS_POOL: break;
+    case KV_LAYERS_LAVA: st = largest_remainder(r->spread, n, B * n, b, err); break;
     case KV_LAYERS_PYRAMID_KVF:
-        if (L >= 2 * B) kv_pyramid(B, s->beta, L - nf, n, b);
+        if (L >= 2 * B) kv_pyramid(B, (int64_t)s->beta, L - nf, n, b);
         break;
-    case KV_LAYERS_PYRAMID_FFY0: kv_pyramid(B, s->beta, L - nf, n, b); break;
+    case KV_LAYERS_PYRAMID_FFY0: kv_pyramid(B, (int64_t)s->beta, L - nf, n, b); break;
     case KV_LAYERS_PYRAMID_KVPRESS: {
         double w = s->window, mean = c->real, lo = mean / s->beta, hi = 2 * mean - lo;
         if (hi >= (double)L - w) hi = (double)L - w, lo = 2 * mean - hi;
@@ -213,6 +359,21 @@ static void ada_heads(const kv_spec *s, const float *sorted, uint32_t n_unit, si
     for (uint32_t u = 0; u < n_unit; u++) won[u] = (uint32_t)rintf((float)won[u] * keep + floor_part);
 }
 
+kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t layer, uint32_t *keep, kv_error *err)
+{
+    const kv_ranking *r = &p->ranking[p->ranking_of[i]];
+    kv_spec once = p->spec[i]; /* the last stage's budgets, not what the earlier ones left */
+    int64_t *b = NULL;
+    kv_status st = kv_array(&b, p->scene->n_evict, sizeof *b, err);
+    once.cascading = 0;
+    bool uncut = p->scene->n_cut <= (uint64_t)c->tokens + once.window;
+    if (!st && uncut) once.layers = KV_LAYERS_UNIFORM;
+    if (!st) st = layer_budgets(p, &once, r, c, b, err);
+    if (!st) *keep = b[layer] > 0 ? (uint32_t)b[layer] : 0;
+    free(b);
+    return st;
+}
+
 kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
@@ -234,13 +395,24 @@ kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c
     if (!st) st = kv_array(&scale, U, sizeof *scale, err);
     if (!st) st = layer_budgets(p, s, r, c, b, err);
     if (st) goto out;
+    if (s->select == KV_SELECT_CHUNKS && L >= s->chunk_length) {
+        for (uint32_t l = 0; l < n; l++)
+            for (uint32_t u = 0; u < U; u++) counts[(size_t)l * U + u] = kv_chunk_count(s, r->order + ((size_t)l * U + u) * L, L, c->share);
+        goto out;
+    }
+    if (s->layers == KV_LAYERS_LAVA_CODE) lava_code(s, r, n, m, c->tokens, counts);
     if (s->layers == KV_LAYERS_POOL) kv_flat_topk(r->sorted, (size_t)n * U, m, NULL, (uint64_t)b[0] * n * U, counts);
     for (uint32_t l = 0; l < n; l++) {
         const float *sorted = r->sorted + (size_t)l * U * m;
         uint32_t *to = counts + (size_t)l * U;
         bool whole = b[l] > (int64_t)m || (s->skip_layers[l / 64 % 16] >> (l % 64) & 1);
-        if (!whole && s->layers != KV_LAYERS_POOL) {
-            if (s->heads == KV_HEADS_ADA && b[l] > 0) ada_heads(s, sorted, U, m, b[l], scale, to);
+        if (!whole && s->heads == KV_HEADS_SAFEGUARD) {
+            if ((st = safeguard_heads(s, r, l, L, c->tokens, to, err))) goto out;
+            continue;
+        }
+        if (!whole && s->layers != KV_LAYERS_POOL && s->layers != KV_LAYERS_LAVA_CODE) {
+            if (s->heads == KV_HEADS_TABLE) table_heads(s, r, n, l, c->tokens, p->scene->info->n_q_head, to);
+            else if (s->heads == KV_HEADS_ADA && b[l] > 0) ada_heads(s, sorted, U, m, b[l], scale, to);
             else if (s->heads == KV_HEADS_POOL && b[l] > 0) kv_flat_topk(sorted, U, m, NULL, (uint64_t)b[l] * U, to);
             else
                 for (uint32_t u = 0; u < U; u++) to[u] = b[l] > 0 ? (uint32_t)b[l] : 0;

@@ -14,8 +14,10 @@ typedef struct {
     uint32_t *order;        /* [n_evict][n_unit][L] */
     float *sorted;          /* [n_evict][n_unit][L - n_forced] scores along the order, behind the protected ones */
     uint32_t *fixed;        /* mask: [n_evict][n_unit] counts that no budget changes, else NULL */
-    bool want_preference;   /* some policy spreads its layers by CAKE's preference */
+    bool want_preference;   /* some policy spreads its layers by CAKE's preference or LAVa's entropy */
     double *entropy, *variance; /* [n_evict] CAKE's H and V of the window (policies.md 4.1) */
+    double *spread;         /* [n_evict] LAVa's entropy of the scores */
+    double *importance;     /* [n_evict][n_q_head] HeadKV's table, shares of the model, or NULL */
 } kv_ranking;
 
 typedef struct {
@@ -36,6 +38,10 @@ void kv_plan_free(kv_plan *p);
 
 /* counts [n_evict][n_unit]: how many entries of each order policy i keeps at budget C (protected ones included). */
 kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err);
+
+/* CAKE's decode: window-free entries layer `layer` (among the evicting ones) may hold; the last stage's budget. */
+kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t layer, uint32_t *keep,
+                              kv_error *err);
 
 /* Bytes of K and V and slots (layer, KV head, token) that counts hold: a query head's entry costs a whole KV head's slot
  * (such a cache stores repeated heads), one set per layer costs n_kv_head slots a token. */

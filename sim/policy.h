@@ -27,13 +27,27 @@ typedef enum {
     KV_LAYERS_PYRAMID_FFY0,    /* the same progression, a layer is left whole when it would hold everything */
     KV_LAYERS_PYRAMID_KVPRESS, /* real-valued progression, rounded; the count includes the window */
     KV_LAYERS_CAKE,            /* preference shares, policies.md 4.3-4.5 */
-    KV_LAYERS_POOL             /* one flat top-k over all layers, units and positions */
+    KV_LAYERS_POOL,            /* one flat top-k over all layers, units and positions */
+    KV_LAYERS_LAVA,            /* shares by the entropy of the layer's scores, largest remainder (LAVa's paper) */
+    KV_LAYERS_LAVA_CODE        /* the repository's stages and frozen floor, heads included (policies.md section 6) */
 } kv_layer_alloc;
 typedef enum {
     KV_HEADS_UNIFORM,
     KV_HEADS_ADA,  /* round(n_h (1-alpha) + int(alpha B)), policies.md 5.2 */
     KV_HEADS_POOL, /* one flat top-k over the units of a layer */
+    KV_HEADS_SAFEGUARD, /* int(C alpha) of every unit are immune, the rest one flat top-k with protected entries on top (kvpress) */
+    KV_HEADS_TABLE      /* by an importance table (HeadKV, policies.md section 7) */
 } kv_head_alloc;
+typedef enum { KV_VALUE_NONE, KV_VALUE_NORM, KV_VALUE_HEAD_MAX_L1, KV_VALUE_WO_L1 } kv_value_term;
+typedef enum {
+    KV_SELECT_PREFIX,    /* the first entries of the ranking */
+    KV_SELECT_CHUNKS,    /* whole chunks by mean score, shared by the layer (ChunkKV) */
+    KV_SELECT_TWO_STAGE, /* a share by the score, the rest by score times projected value norm (CriticalKV) */
+    KV_SELECT_BLOCKS     /* the prompt in blocks, re-scored by key diversity after each (kvpress BlockPress + KeyDiff) */
+} kv_select;
+typedef enum { KV_DECODE_KEEP, KV_DECODE_TOVA, KV_DECODE_STREAMING, KV_DECODE_H2O, KV_DECODE_CAKE, KV_DECODE_H2O_MASK } kv_decode;
+typedef enum { KV_SCORES_RENORM, KV_SCORES_RAW } kv_scores;
+#define KV_RECENT_HALF UINT32_MAX /* recent = C/2 */
 
 typedef struct kv_policy kv_policy;
 
@@ -44,12 +58,15 @@ typedef struct {
     uint32_t granularity, row_reduce, group_reduce, pooling, pool_first, guard, layers, heads;
     uint32_t window;   /* observation rows of window scores, and the recent positions protected inside the budget */
     uint32_t sinks;    /* first positions that score above everything (fixed-pattern scores) */
-    uint32_t kernel, beta;
+    uint32_t kernel;
     uint32_t normalize, cascading;
+    uint32_t value, select, decode, scores;
+    uint32_t recent;   /* newest entries a decode rule protects */
+    double heavy_ratio, recent_ratio; /* of H2O's masking variant, shares of the prompt */
     uint32_t keep_all; /* full: every count is L */
     uint32_t per_row;  /* column sums divided by the number of rows that see the column */
     uint32_t protect_sink, protect_recent; /* from --protect */
-    double gamma, alpha, tau1, tau2;
+    double gamma, alpha, beta, tau1, tau2;
     /* read by single scorers and selectors, which say so in their `params` */
     uint32_t n_future, use_covariance, use_vnorm, lag_size, chunk_size, local_window, retain_direction, chunk_length, block_size;
     double epsilon, tau, mix_lambda, first_stage_ratio;
@@ -104,7 +121,8 @@ typedef struct {
 /* Budget resolved for one trace. */
 typedef struct {
     uint32_t tokens; /* C, 0..L (capped at the tokens at the cut) */
-    double real;     /* before truncation: L(1-r) for ratios, else C; kvpress's pyramid uses it */
+    double real;     /* before truncation: L(1-r) for ratios, else C uncapped; kvpress's pyramid uses it */
+    double share;    /* 1-r for ratios, else C / L */
     double frac;     /* C / L */
 } kv_budget_resolved;
 

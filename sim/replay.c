@@ -1,5 +1,6 @@
 /* replay.c - the metric pass. */
 #include "sim/replay.h"
+#include "sim/schedule.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -20,7 +21,6 @@ typedef struct {
     size_t n_point;
     unsigned wanted;
     kv_layer l;
-    float *wo;              /* [hidden][Hq*d] or NULL */
     double *ref;            /* [n_row] ||x|| or the norm of the layer's own output */
     float *o, *lse;         /* [Hq][n_row][d], [Hq][n_row]: full-cache rows */
     float *base_out;        /* [Hq][n_row][d]: sum p v over tokens after the cut */
@@ -154,8 +154,8 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
     if (!st) st = kv_array(&mass, n_points * rows, sizeof *mass, err);
     if (!st) st = kv_array(&cmass, n_points * rows, sizeof *cmass, err);
     if (!st && errors) st = kv_array(&out, n_points * rows * d, sizeof *out, err);
-    if (!st && t->wo) st = kv_array(&diff, n_points * n * width, sizeof *diff, err);
-    if (!st && t->wo) st = kv_array(&norm, n, sizeof *norm, err);
+    if (!st && t->out->layer_error) st = kv_array(&diff, n_points * n * width, sizeof *diff, err);
+    if (!st && t->out->layer_error) st = kv_array(&norm, n, sizeof *norm, err);
     for (uint32_t h0 = 0; h0 < l->n_q_head && !st; h0 += (uint32_t)heads) {
         size_t u = rk->granularity == KV_GRAN_LAYER ? 0 : h0 / heads, kv = (size_t)(h0 / l->group) * sc->n_token * d;
         size_t n_check = 0;
@@ -188,8 +188,8 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
                 }
         }
     }
-    for (size_t i = 0; i < n_points && !st && t->wo; i++) {
-        if (!kv_project_norm(n, width, sc->info->hidden, diff + i * n * width, t->wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    for (size_t i = 0; i < n_points && !st && diff; i++) {
+        if (!kv_project_norm(n, width, sc->info->hidden, diff + i * n * width, t->l.wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (size_t r = 0; r < n && !st; r++)
             t->out->layer_error[points[i] * sc->n_evict + l->order] += t->ref[r0 + r] > 0 ? norm[r] / t->ref[r0 + r] : 0;
     }
@@ -197,15 +197,82 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
     return st;
 }
 
-/* W_O and what layer errors are divided by. */
+/* One point whose kept set changes from row to row, straight from the definition: every visible position of every row. */
+static kv_status measure_schedule(task *t, size_t point, const kv_schedule *sch, kv_error *err)
+{
+    const kv_scene *sc = t->plan->scene;
+    const kv_layer *l = &t->l;
+    size_t d = l->d, N = sc->n_token, T = sc->n_row, width = (size_t)l->n_q_head * d;
+    bool errors = t->wanted & (1u << KV_M_HEAD_ERROR | 1u << KV_M_VALUE_DISTANCE | 1u << KV_M_LAYER_ERROR);
+    float *p = NULL, *diff = NULL, *hat = NULL;
+    double *sum = NULL, *norm = NULL;
+    kv_status st = kv_array(&p, N, sizeof *p, err);
+    if (!st) st = kv_array(&hat, d, sizeof *hat, err);
+    if (!st) st = kv_array(&sum, d, sizeof *sum, err);
+    if (!st && t->out->layer_error) st = kv_array(&diff, ROWS * width, sizeof *diff, err);
+    if (!st && diff) st = kv_array(&norm, ROWS, sizeof *norm, err);
+    for (size_t r0 = 0; r0 < T && !st; r0 += ROWS) {
+        size_t n = T - r0 < ROWS ? T - r0 : ROWS;
+        for (uint32_t h = 0; h < l->n_q_head && !st; h++) {
+            uint32_t u = sch->n_unit == 1 ? 0 : sch->n_unit == l->n_kv_head ? h / l->group : h;
+            const float *K = l->k + (size_t)(h / l->group) * N * d, *V = l->v + (size_t)(h / l->group) * N * d;
+            for (size_t r = 0; r < n && !st; r++) {
+                size_t row = sc->row_first + r0 + r, at = h * T + r0 + r;
+                kv_attn_shape shape = {1, row + 1, d, row, 0, l->scale, l->softcap};
+                double mass = 0, cmass = 0, base = 0;
+                bool whole = true;
+                if (!kv_probs(&shape, l->q_row + at * d, K, p)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+                memset(sum, 0, d * sizeof *sum);
+                for (size_t i = 0; i <= row && !st; i++) {
+                    if (!kv_schedule_visible(sch, sc, u, (uint32_t)i, (uint32_t)(r0 + r))) {
+                        whole = false;
+                        continue;
+                    }
+                    mass += p[i];
+                    if (t->contested[i]) cmass += p[i];
+                    if (i >= sc->n_cut) base += p[i];
+                    for (size_t j = 0; j < d && errors; j++) sum[j] += (double)p[i] * V[i * d + j];
+                }
+                for (size_t j = 0; j < d && errors; j++) hat[j] = mass > 0 ? (float)(sum[j] / mass) : 0;
+                account(sums(t, point, h), mass, cmass, base, t->o + at * d, hat, norm2(t->o + at * d, d), d, whole, errors,
+                        diff ? diff + r * width + h * d : NULL);
+            }
+        }
+        if (st || !diff) continue;
+        if (!kv_project_norm(n, width, sc->info->hidden, diff, l->wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+        for (size_t r = 0; r < n && !st; r++)
+            t->out->layer_error[point * sc->n_evict + l->order] += t->ref[r0 + r] > 0 ? norm[r] / t->ref[r0 + r] : 0;
+    }
+    free(p), free(diff), free(hat), free(sum), free(norm);
+    return st;
+}
+
+/* Slots of a scheduled point in this layer: right after the cut, and summed and at most over the measured rows. */
+static void ledger(task *t, size_t point, const kv_schedule *sch)
+{
+    const kv_scene *sc = t->plan->scene;
+    for (uint32_t u = 0; u < sch->n_unit; u++) {
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < sc->n_cut; i++) kept += kv_schedule_visible(sch, sc, u, i, 0);
+        t->point[point].counts[t->l.order * sch->n_unit + u] = kept;
+    }
+    kv_row_slots *rs = &t->out->rows[point * sc->n_evict + t->l.order];
+    for (uint32_t r = 0; r < sc->n_row; r++) {
+        uint64_t now = 0;
+        for (uint32_t u = 0; u < sch->n_unit; u++)
+            for (uint32_t i = 0; i <= sc->row_first + r; i++) now += kv_schedule_visible(sch, sc, u, i, r);
+        rs->sum += now;
+        if (now > rs->peak) rs->peak = now;
+    }
+}
+
+/* What layer errors are divided by. */
 static kv_status reference(task *t, kv_error *err)
 {
     const kv_scene *sc = t->plan->scene;
     size_t n = sc->n_row, width = (size_t)t->l.n_q_head * t->l.d;
     float *x = NULL;
-    kv_status st = kv_array(&t->wo, (size_t)sc->info->hidden * width, sizeof *t->wo, err);
-    if (!st) st = kv_trace_read_wo(sc->trace, t->l.number, t->wo, err);
-    if (!st) st = kv_array(&t->ref, n, sizeof *t->ref, err);
+    kv_status st = kv_array(&t->ref, n, sizeof *t->ref, err);
     if (!st) st = kv_array(&x, t->out->own_output ? n * width : n, sizeof *x, err);
     if (!st && !t->out->own_output) {
         st = kv_trace_read_f32(sc->trace, KV_S_XNORM, t->l.number, 0, sc->row_first, sc->n_token, x, err);
@@ -213,7 +280,7 @@ static kv_status reference(task *t, kv_error *err)
     } else if (!st) {
         for (size_t h = 0; h < t->l.n_q_head; h++)
             for (size_t r = 0; r < n; r++) memcpy(x + r * width + h * t->l.d, t->o + (h * n + r) * t->l.d, t->l.d * sizeof *x);
-        if (!kv_project_norm(n, width, sc->info->hidden, x, t->wo, t->ref)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+        if (!kv_project_norm(n, width, sc->info->hidden, x, t->l.wo, t->ref)) st = kv_fail(err, KV_ENOMEM, "out of memory");
     }
     free(x);
     return st;
@@ -223,7 +290,10 @@ static kv_status layer_task(task *t, uint32_t index, kv_error *err)
 {
     const kv_scene *sc = t->plan->scene;
     size_t n = sc->n_row, *points = NULL;
-    kv_status st = kv_layer_load(sc, index, KV_NEED_FUTURE, 0, &t->l, err);
+    unsigned needs = KV_NEED_FUTURE | (t->out->layer_error ? KV_NEED_WO : 0);
+    bool schedules = false;
+    for (size_t i = 0; i < t->n_point; i++) schedules |= kv_schedule_needed(&t->plan->spec[t->point[i].spec]);
+    kv_status st = kv_layer_load(sc, index, needs | (schedules ? t->plan->needs : 0), schedules ? t->plan->max_window : 0, &t->l, err);
     if (st) return st;
     size_t rows = t->l.n_q_head * n, P = sc->n_prompt;
     st = kv_array(&t->o, rows * t->l.d, sizeof *t->o, err);
@@ -239,13 +309,22 @@ static kv_status layer_task(task *t, uint32_t index, kv_error *err)
     for (size_t r = 0; r < t->plan->n_ranking && !st; r++) {
         size_t m = 0;
         for (size_t i = 0; i < t->n_point; i++)
-            if (t->plan->ranking_of[t->point[i].spec] == r) points[m++] = i;
+            if (t->plan->ranking_of[t->point[i].spec] == r && !kv_schedule_needed(&t->plan->spec[t->point[i].spec])) points[m++] = i;
         for (size_t r0 = 0; r0 < n && m && !st; r0 += ROWS) {
             st = measure(t, r, points, m, r0, n - r0 < ROWS ? n - r0 : ROWS, err);
             if (!st && kv_interrupted()) st = kv_fail(err, KV_EINTERRUPTED, "interrupted");
         }
     }
-    free(points), free(t->o), free(t->lse), free(t->base_out), free(t->base_mass), free(t->contested), free(t->wo), free(t->ref);
+    for (size_t i = 0; i < t->n_point && !st && schedules; i++) {
+        kv_schedule sch;
+        if (!kv_schedule_needed(&t->plan->spec[t->point[i].spec])) continue;
+        st = kv_schedule_make(t->plan, t->point[i].spec, &t->point[i].c, t->point[i].counts, &t->l, &sch, err);
+        if (!st) st = measure_schedule(t, i, &sch, err);
+        if (!st) ledger(t, i, &sch);
+        if (!st) kv_schedule_free(&sch);
+        if (!st && kv_interrupted()) st = kv_fail(err, KV_EINTERRUPTED, "interrupted");
+    }
+    free(points), free(t->o), free(t->lse), free(t->base_out), free(t->base_mass), free(t->contested), free(t->ref);
     kv_layer_free(&t->l);
     return st;
 }
@@ -285,6 +364,7 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
     }
     if (!kv_mul(n_point, (size_t)sc->n_evict * sc->info->n_q_head, &n)) return kv_fail(err, KV_ENOMEM, "too many points");
     kv_status st = kv_array(&out->head, n, sizeof *out->head, err);
+    if (!st) st = kv_array(&out->rows, n_point * sc->n_evict, sizeof *out->rows, err);
     if (!st && wo) st = kv_array(&out->layer_error, n_point * sc->n_evict, sizeof *out->layer_error, err);
     if (!st) st = kv_array(&j.st, sc->n_evict, sizeof *j.st, err);
     if (!st) st = kv_array(&j.err, sc->n_evict, sizeof *j.err, err);
@@ -300,6 +380,6 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
 
 void kv_replay_free(kv_replay *r)
 {
-    free(r->head), free(r->layer_error);
+    free(r->head), free(r->layer_error), free(r->rows);
     *r = (kv_replay){0};
 }

@@ -13,17 +13,23 @@ typedef struct {
     size_t spec;        /* index into the plan's specs */
     size_t budget;      /* the caller's label */
     kv_budget_resolved c;
-    uint32_t *counts;   /* [n_evict][n_unit] */
+    uint32_t *counts;   /* [n_evict][n_unit]; for policies with schedules the replay fills in what the cut left */
 } kv_point;
+
+/* Entries of all units of a layer that a row can attend to: summed over the measured rows, and the largest. */
+typedef struct {
+    uint64_t sum, peak;
+} kv_row_slots;
 
 typedef struct {
     size_t n_point;
+    kv_row_slots *rows;  /* [n_point][n_evict]; zero where the kept set is a prefix of a ranking (it does not change) */
     kv_head_sums *head;  /* [n_point][n_evict][n_q_head] */
     double *layer_error; /* [n_point][n_evict] sums over rows; NULL when there is no W_O or it was not wanted */
     bool own_output;     /* layer_error is relative to the layer's own output: the trace has no ||x|| */
 } kv_replay;
 
-/* wanted = bit per kv_metric_id. tick(ctx, layers done) is called after each layer, from any thread (NULL = no). KV_EMISSING when the trace has no
+/* wanted = bit per kv_metric_id. The counts of scheduled points are written. tick(ctx, layers done) is called after each layer, from any thread (NULL = no). KV_EMISSING when the trace has no
  * measured rows; KV_EINTERRUPTED after a signal. */
 kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, unsigned wanted, uint32_t threads,
                         void (*tick)(void *ctx, size_t done), void *ctx, kv_replay *out, kv_error *err);

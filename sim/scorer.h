@@ -19,7 +19,8 @@ typedef struct {
 extern const kv_scorer *const kv_scorers[];
 extern const size_t kv_n_scorers;
 
-#define KV_SCORER_LIST(X) X(recency) X(random) X(knorm) X(window) X(colsum) X(future)
+#define KV_SCORER_LIST(X) X(recency) X(random) X(knorm) X(window) X(colsum) X(future) \
+    X(keydiff) X(lag) X(cur) X(noncausal) X(expected) X(expected_stats) X(capkv) X(rkv)
 
 /* ---- shared steps (reduce.c) ---- */
 /* Units of a layer at a granularity, and the query heads that unit u reads: heads first..first+count-1. */

@@ -2,10 +2,11 @@
 #include <stdlib.h>
 
 #include "sim/policy.h"
+#include "sim/schedule.h"
 #include "sim/scorer.h"
 #include "traces/cli.h"
 
-typedef enum { T_CHOICE, T_U32, T_F64, T_U64, T_BOOL, T_LAYERS, T_PYRAMID, T_SCORER, T_FILE } slot_type;
+typedef enum { T_CHOICE, T_U32, T_F64, T_U64, T_BOOL, T_LAYERS, T_PYRAMID, T_SCORER, T_FILE, T_RECENT, T_BASE } slot_type;
 enum { R_RANK = 1, R_COUNT = 2 }; /* what the parameter determines: the ranking, the counts */
 
 typedef struct {
@@ -19,25 +20,28 @@ typedef struct {
 
 #define AT(f) offsetof(kv_spec, f)
 static const slot SLOTS[] = {
-    {"alpha", {"floor", "floor_alpha", 0}, T_F64, AT(alpha), 0, 1, R_COUNT, 0, "share of a head's budget that is uniform (heads=ada)"},
-    {"beta", {0}, T_U32, AT(beta), 1, 100000, R_COUNT, 0, "steepness of the pyramid: the last layer gets B/beta"},
+    {"alpha", {"floor", "floor_alpha", "alpha_safeguard"}, T_F64, AT(alpha), 0, 1, R_COUNT, 0, "share of a head's budget that is uniform (heads=ada)"},
+    {"beta", {0}, T_F64, AT(beta), 1, 100000, R_COUNT, 0, "pyramid: the last layer gets B/beta; heads=table: B/beta of every budget is shared"},
+    {"base", {0}, T_BASE, AT(scorer), 0, 0, 0, 0, "score the press wraps (kvpress's name): snapkv or keydiff, as the row has it"},
     {"block_size", {0}, T_U32, AT(block_size), 1, 1u << 20, R_COUNT, 0, "tokens appended at a time (select=blocks)"},
     {"cascading", {0}, T_BOOL, AT(cascading), 0, 1, R_COUNT, 0, "1: budgets recomputed after every layer, cut layers never grow back; 0: one shot"},
     {"chunk_length", {0}, T_U32, AT(chunk_length), 1, 1u << 20, R_COUNT, 0, "tokens of a chunk (select=chunks)"},
     {"chunk_size", {0}, T_U32, AT(chunk_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=noncausal)"},
     {"cov", {0}, T_FILE, AT(cov_file), 0, 0, R_RANK, 0, "query covariances, .npy [layers, query heads, d, d]"},
+    {"decode", {0}, T_CHOICE, AT(decode), 0, 0, R_COUNT, "keep|tova|streaming|h2o|cake|h2o-mask", "what leaves after each decoded row"},
     {"epsilon", {0}, T_F64, AT(epsilon), 0, 1000, R_RANK | R_COUNT, 0, "added to a score before it is weighted"},
     {"first_stage_ratio", {0}, T_F64, AT(first_stage_ratio), 0, 1, R_COUNT, 0, "share of the budget filled by the plain score (select=two-stage)"},
     {"gamma", {0}, T_F64, AT(gamma), 0, 1000000, R_RANK, 0, "weight of the variance over rows (row_reduce=mean+gamma*var)"},
     {"granularity", {0}, T_CHOICE, AT(granularity), 0, 0, R_RANK | R_COUNT, "query_head|kv_head|layer", "what has a kept set of its own"},
     {"group_reduce", {0}, T_CHOICE, AT(group_reduce), 0, 0, R_RANK, "none|mean|max|sum|all", "how the query heads of a unit are combined; all = mean over every head of the layer"},
     {"guard", {0}, T_CHOICE, AT(guard), 0, 0, R_COUNT, "none|window|beyond", "nothing is evicted while L <= C (none), L <= C + window (window), L < C (beyond)"},
-    {"heads", {0}, T_CHOICE, AT(heads), 0, 0, R_COUNT, "uniform|ada|pool", "how a layer's slots are split over its units"},
+    {"heads", {0}, T_CHOICE, AT(heads), 0, 0, R_COUNT, "uniform|ada|pool|safeguard|table", "how a layer's slots are split over its units"},
+    {"heavy_ratio", {0}, T_F64, AT(heavy_ratio), 0, 1, R_COUNT, 0, "heavy hitters as a share of the prompt (decode=h2o-mask)"},
     {"importance", {0}, T_FILE, AT(importance), 0, 0, R_COUNT, 0, "importance of each head, .npy [layers, query heads] (heads=table)"},
     {"keep_all", {0}, T_BOOL, AT(keep_all), 0, 1, R_COUNT, 0, "1: the budget is ignored, nothing is evicted"},
     {"kernel", {0}, T_U32, AT(kernel), 1, 999, R_RANK, 0, "pooling width, odd"},
     {"lag_size", {0}, T_U32, AT(lag_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=lag)"},
-    {"layers", {0}, T_CHOICE, AT(layers), 0, 0, R_COUNT, "uniform|pyramid-kvf|pyramid-ffy0|pyramid-kvpress|cake|pool", "how many slots each layer gets"},
+    {"layers", {0}, T_CHOICE, AT(layers), 0, 0, R_COUNT, "uniform|pyramid-kvf|pyramid-ffy0|pyramid-kvpress|cake|pool|lava|lava-code", "how many slots each layer gets"},
     {"local_window", {0}, T_U32, AT(local_window), 1, 1u << 20, R_RANK, 0, "tokens of a local window (score=cur)"},
     {"mean", {0}, T_FILE, AT(mean_file), 0, 0, R_RANK, 0, "query means before RoPE, .npy [layers, query heads, d]"},
     {"mix_lambda", {0}, T_F64, AT(mix_lambda), 0, 1, R_RANK, 0, "weight of attention against redundancy (score=rkv)"},
@@ -49,10 +53,14 @@ static const slot SLOTS[] = {
     {"protect_recent", {0}, T_U32, AT(protect_recent), 0, 1u << 27, R_RANK | R_COUNT, 0, "newest positions kept first, inside the budget"},
     {"protect_sink", {0}, T_U32, AT(protect_sink), 0, 1u << 27, R_RANK | R_COUNT, 0, "first positions kept first, inside the budget"},
     {"pyramid", {0}, T_PYRAMID, AT(layers), 0, 1, 0, 0, "1 is layers=pyramid-ffy0, 0 is layers=uniform (name used by FFY0)"},
+    {"recent", {0}, T_RECENT, AT(recent), 0, 1u << 27, R_COUNT, 0, "newest entries a decode rule protects; half = C/2"},
+    {"recent_ratio", {0}, T_F64, AT(recent_ratio), 0, 1, R_COUNT, 0, "recent entries as a share of the prompt (decode=h2o-mask)"},
     {"retain_direction", {0}, T_CHOICE, AT(retain_direction), 0, 0, R_RANK, "last|first", "which similar key of a row counts as the kept one (score=rkv)"},
     {"row_reduce", {0}, T_CHOICE, AT(row_reduce), 0, 0, R_RANK, "sum|mean|mean+gamma*var|max", "how the rows of the window are combined"},
     {"score", {0}, T_SCORER, AT(scorer), 0, 0, R_RANK | R_COUNT, 0, "the scorer"},
+    {"scores", {0}, T_CHOICE, AT(scores), 0, 0, R_COUNT, "renorm|raw", "weights of a decoded row: over what is live, or the recorded ones"},
     {"seed", {0}, T_U64, AT(seed), 0, 0, R_RANK, 0, "seed of score=random"},
+    {"select", {0}, T_CHOICE, AT(select), 0, 0, R_RANK | R_COUNT, "prefix|chunks|two-stage|blocks", "how a kept set is taken from scores"},
     {"sinks", {0}, T_U32, AT(sinks), 0, 1u << 27, R_RANK, 0, "first positions that score above all others (score=recency)"},
     {"skip_layers", {0}, T_LAYERS, AT(skip_layers), 0, 1023, R_COUNT, 0, "layers that are never cut, by position among the evicting layers: 0+1, none"},
     {"tau", {0}, T_F64, AT(tau), 0, 1000, R_RANK, 0, "sharpness of the anchor weights (score=capkv)"},
@@ -60,6 +68,7 @@ static const slot SLOTS[] = {
     {"tau2", {0}, T_F64, AT(tau2), 0, 1000, R_COUNT, 0, "CAKE: variance enters as V^(1/tau2)"},
     {"use_covariance", {0}, T_BOOL, AT(use_covariance), 0, 1, R_RANK, 0, "1: the covariance term of expected attention"},
     {"use_vnorm", {0}, T_BOOL, AT(use_vnorm), 0, 1, R_RANK, 0, "1: times the norm of the value"},
+    {"value", {0}, T_CHOICE, AT(value), 0, 0, R_RANK, "none|norm|head-max-l1|wo-l1", "value term the score is multiplied with"},
     {"window", {0}, T_U32, AT(window), 0, 1u << 20, R_RANK | R_COUNT, 0, "last rows that observe; their positions are protected inside the budget"},
 };
 #define N_SLOT (sizeof SLOTS / sizeof *SLOTS)
@@ -143,6 +152,14 @@ static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *er
         *(double *)to = f;
         return KV_OK;
     case T_LAYERS: return set_layers(s, v, err);
+    case T_BASE: /* a statement about the row, not a choice */
+        if (strcmp(v, s->select == KV_SELECT_BLOCKS ? "keydiff" : "snapkv"))
+            return kv_fail(err, KV_EMISUSE, "base='%s': policy '%s' wraps %s; change its slots instead", v, s->row->name, s->select == KV_SELECT_BLOCKS ? "keydiff" : "snapkv");
+        return KV_OK;
+    case T_RECENT:
+        if (strcmp(v, "half") && (!kv_parse_u64(v, &u) || u > d->hi)) return kv_fail(err, KV_EMISUSE, "%s='%s': want a whole number or half", d->name, v);
+        *(uint32_t *)to = strcmp(v, "half") ? (uint32_t)u : KV_RECENT_HALF;
+        return KV_OK;
     case T_FILE:
         if (!*v) return kv_fail(err, KV_EMISUSE, "%s needs a file", d->name);
         char *file = kv_format("%s", v);
@@ -189,7 +206,7 @@ static bool matters(const kv_spec *s, const slot *d)
 {
     const char *n = d->name;
     bool pyramid = s->layers == KV_LAYERS_PYRAMID_KVF || s->layers == KV_LAYERS_PYRAMID_FFY0 || s->layers == KV_LAYERS_PYRAMID_KVPRESS;
-    if (s->file || d->type == T_PYRAMID) return false; /* `pyramid` is another name of layers= */
+    if (s->file || d->type == T_PYRAMID || d->type == T_BASE) return false; /* `pyramid` is another name of layers= */
     if (!strcmp(n, "keep_all") || !strcmp(n, "guard") || !strncmp(n, "protect", 7)) return *(const uint32_t *)((const char *)s + d->at) != 0;
     if (!strcmp(n, "granularity")) return true;
     if (s->keep_all) return false;
@@ -199,10 +216,17 @@ static bool matters(const kv_spec *s, const slot *d)
             if (s->skip_layers[i]) return true;
         return false;
     }
+    if (!strcmp(n, "value") || !strcmp(n, "select") || !strcmp(n, "decode")) return *(const uint32_t *)((const char *)s + d->at) != 0;
+    if (s->decode && listed(kv_decode_rules[s->decode].params, n)) return true;
     if (!strcmp(n, "window") && (s->window || s->layers == KV_LAYERS_CAKE)) return true;
-    if (!strcmp(n, "alpha") || !strcmp(n, "normalize")) return s->heads == KV_HEADS_ADA;
-    if (!strcmp(n, "beta")) return pyramid;
+    if (!strcmp(n, "alpha")) return s->heads == KV_HEADS_ADA || s->heads == KV_HEADS_SAFEGUARD || s->layers == KV_LAYERS_LAVA_CODE;
+    if (!strcmp(n, "normalize")) return s->heads == KV_HEADS_ADA;
+    if (!strcmp(n, "importance")) return s->heads == KV_HEADS_TABLE;
+    if (!strcmp(n, "beta")) return pyramid || s->heads == KV_HEADS_TABLE;
     if (!strcmp(n, "cascading") || !strcmp(n, "tau1") || !strcmp(n, "tau2")) return s->layers == KV_LAYERS_CAKE;
+    if (!strcmp(n, "chunk_length")) return s->select == KV_SELECT_CHUNKS;
+    if (!strcmp(n, "block_size")) return s->select == KV_SELECT_BLOCKS;
+    if (!strcmp(n, "first_stage_ratio") || (!strcmp(n, "epsilon") && s->select == KV_SELECT_TWO_STAGE)) return s->select == KV_SELECT_TWO_STAGE;
     if (!listed(kv_scorers[s->scorer]->params, n)) return false;
     if (!strcmp(n, "gamma")) return s->row_reduce == KV_ROWS_MEAN_VAR;
     if (!strcmp(n, "kernel")) return s->pooling != KV_POOL_NONE;
@@ -220,6 +244,7 @@ char *kv_slot_value(const kv_spec *s, size_t i)
     case T_CHOICE: choice_name(d->choices, *(const uint32_t *)at, b, sizeof b); break;
     case T_SCORER: snprintf(b, sizeof b, "%s", kv_scorers[s->scorer]->name); break;
     case T_F64: snprintf(b, sizeof b, "%.12g", *(const double *)at); break;
+    case T_RECENT: snprintf(b, sizeof b, *(const uint32_t *)at == KV_RECENT_HALF ? "half" : "%u", *(const uint32_t *)at); break;
     case T_FILE: return *(char *const *)at ? kv_format("%s", *(char *const *)at) : NULL;
     case T_U64: snprintf(b, sizeof b, "%llu", (unsigned long long)*(const uint64_t *)at); break;
     case T_LAYERS: {
@@ -252,6 +277,15 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
         return kv_fail(err, KV_EMISUSE, "policy '%s': a variance over rows needs window >= 2", who);
     if (s->layers == KV_LAYERS_CAKE && (!(s->tau1 > 0) || !(s->tau2 > 0) || s->window < 2))
         return kv_fail(err, KV_EMISUSE, "policy '%s': layers=cake needs tau1, tau2 > 0 and window >= 2", who);
+    if (s->heads == KV_HEADS_TABLE && !s->importance)
+        return kv_fail(err, KV_EMISUSE, "policy '%s' needs importance=FILE.npy, one number per layer and query head", who);
+    if (s->select == KV_SELECT_TWO_STAGE && s->granularity != KV_GRAN_KV_HEAD)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': select=two-stage works per KV head", who);
+    if (s->select == KV_SELECT_CHUNKS && (s->heads || s->layers)) return kv_fail(err, KV_EMISUSE, "policy '%s': select=chunks needs heads=uniform and layers=uniform", who);
+    if (s->decode == KV_DECODE_CAKE && s->granularity != KV_GRAN_KV_HEAD) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=cake works per KV head", who);
+    if (s->decode && s->select) return kv_fail(err, KV_EMISUSE, "policy '%s': a decode rule needs select=prefix", who);
+    if (s->decode && kv_decode_rules[s->decode].whole_layer) s->granularity = KV_GRAN_LAYER;
+    if (s->layers == KV_LAYERS_LAVA_CODE && s->heads) return kv_fail(err, KV_EMISUSE, "policy '%s': layers=lava-code already splits over heads; leave heads=uniform", who);
     if (s->layers == KV_LAYERS_POOL && s->heads != KV_HEADS_UNIFORM)
         return kv_fail(err, KV_EMISUSE, "policy '%s': layers=pool already splits over heads; leave heads=uniform", who);
     free(s->canonical);

@@ -86,7 +86,8 @@ static kv_status expand(const kv_policy *row, const char *params, kv_spec **out,
     kv_spec s = {.row = row, .granularity = KV_GRAN_KV_HEAD, .row_reduce = KV_ROWS_MEAN, .group_reduce = KV_GROUP_MEAN,
                  .kernel = 1, .beta = 20, .cascading = 1, .gamma = 200, .alpha = 0.2, .tau1 = 1, .tau2 = 1,
                  .n_future = 512, .use_covariance = 1, .use_vnorm = 1, .lag_size = 128, .chunk_size = 256, .local_window = 16, .chunk_length = 20,
-                 .block_size = 128, .tau = 5, .mix_lambda = 0.07, .first_stage_ratio = 0.5};
+                 .block_size = 128, .tau = 5, .mix_lambda = 0.07, .first_stage_ratio = 0.5, .recent = KV_RECENT_HALF, .heavy_ratio = 0.1, .recent_ratio = 0.1,
+                 .epsilon = 0};
     kv_status st = apply(&s, row->slots, err);
     if (!st) st = apply(&s, params, err);
     if (!st) st = kv_spec_seal(&s, err);

@@ -10,7 +10,7 @@ allowed() {
 }
 bad=0
 for m in traces kernels capture sim analyze; do
-    for inc in $(grep -rhoE '^#include "[a-z]+/[a-z_/]+\.[a-z.]+"' "$m" | sed 's/.*"\(.*\)"/\1/' | sort -u); do
+    for inc in $(grep -rhoE --include='*.[ch]' --include='*.cu' '^#include "[a-z]+/[a-z_/]+\.[a-z.]+"' "$m" | sed 's/.*"\(.*\)"/\1/' | sort -u); do
         ok=
         for a in $(allowed $m); do case $inc in "$a"*) ok=1 ;; esac; done
         [ -n "$ok" ] || { echo "arrows: $m/ must not include $inc"; bad=1; }

@@ -485,7 +485,7 @@ static void test_record(const kv_model *m, const uint32_t *token)
     CHECK(!run(m, KV_F16, 1, token, n, n, &h, NULL, &err));
     reference(m, token, n, p, false, ref);
     write_tokens(in_dir("t.json"), token, n);
-    CHECKF(!capture(m, &q, p, ctx, KV_DECODE_ALL, in_dir("a.kvt"), &j, &plan, &err), "%s", err.msg);
+    CHECKF(!capture(m, &q, p, ctx, KV_JOB_DECODE_ALL, in_dir("a.kvt"), &j, &plan, &err), "%s", err.msg);
     CHECK(kv_plan_done(&plan, &j, in_dir("a.kvt")));
     CHECK(access(in_dir("a.kvt.partial"), F_OK));
     CHECKF(!kv_trace_open(in_dir("a.kvt"), &t, &err), "%s", err.msg);
@@ -578,7 +578,7 @@ static void test_levels(const kv_model *m, const uint32_t *token)
         q.level = level;
         q.layer = level == KV_RECORD_OBS ? only : NULL, q.n_layer = 1;
         q.wo = level == KV_RECORD_OBS ? in_dir("shared-wo.kvt") : "auto";
-        CHECKF(!capture(m, &q, p, ctx, KV_DECODE_ALL, path, &j, &plan, &err), "%s", err.msg);
+        CHECKF(!capture(m, &q, p, ctx, KV_JOB_DECODE_ALL, path, &j, &plan, &err), "%s", err.msg);
         CHECKF(!kv_trace_open(path, &t, &err), "%s", err.msg);
         if (t) {
             CHECK(kv_trace_has(t, KV_S_LSE, 1, 0, 0, n) == (level >= KV_RECORD_STATS));

@@ -157,7 +157,7 @@ void kv_decode_f32(kv_dtype t, const void *src, size_t n, float *dst)
         }
         for (; i < n; i++) dst[i] = kv_bf16_to_f32(kv_get16(s + 2 * i));
         return;
-    default: assert(!"kv_decode_f32: not a float type");
+    default: assert(0 && "not a float type");
     }
 }
 
@@ -191,7 +191,7 @@ bool kv_encode_f32(kv_dtype t, const float *src, size_t n, void *dst)
         }
         for (; i < n; i++) kv_put16(d + 2 * i, float_bf16(src[i]));
         return true;
-    default: assert(!"kv_encode_f32: not a float type");
+    default: assert(0 && "not a float type");
     }
     return false;
 }

@@ -34,6 +34,7 @@ DTYPES = {0: ("<f4", 4), 1: ("<f2", 2), 2: ("<u2", 2), 3: ("u1", 1), 4: ("<u4", 
 RECORD = struct.Struct("<QHHHHQIBBBBIIQQII")
 FIELDS = ("seq", "stream", "layer", "head_first", "head_count", "token_first", "token_count", "dtype", "filter",
           "planes", "flags", "width", "frames", "stored", "raw", "crc", "check")
+ORDER = ("stream", "layer", "token_first", "head_first", "seq")
 
 
 class Error(Exception):
@@ -142,7 +143,7 @@ class Trace:
     def content_sha256(self):
         last = max(c["seq"] for c in self.chunks if c["name"] == "meta")
         h = hashlib.sha256()
-        for c in sorted(self.chunks, key=lambda c: (c["stream"], c["layer"], c["token_first"], c["head_first"], c["seq"])):
+        for c in sorted(self.chunks, key=lambda c: [c[f] for f in ORDER]):
             if c["name"] == "provenance" or (c["name"] == "meta" and c["seq"] != last):
                 continue
             h.update(RECORD.pack(*(dict(c, seq=0, stored=0, crc=0)[f] for f in FIELDS)))

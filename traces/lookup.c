@@ -212,8 +212,9 @@ kv_trace_usage kv_trace_reader_usage(const kv_trace *t)
     kv_trace_usage u = {0};
     for (size_t i = 0; i < t->n; i++) {
         const kvt_entry *e = &t->entry[i];
-        u.raw[e->stream % 32] += e->raw;
-        u.stored[e->stream % 32] += kvt_header_bytes(e) + e->stored;
+        if (e->stream >= 32) continue; /* a stream of a later version */
+        u.raw[e->stream] += e->raw;
+        u.stored[e->stream] += kvt_header_bytes(e) + e->stored;
     }
     return u;
 }

@@ -158,7 +158,7 @@ kv_status kvt_adopt(kv_trace *t, kv_error *err)
     kv_sha256 s;
     uint8_t r[KVT_REC_BYTES];
     uint64_t end = KVT_HEAD_BYTES, meta = 0;
-    qsort(t->entry, t->n, sizeof *t->entry, by_place);
+    if (t->n) qsort(t->entry, t->n, sizeof *t->entry, by_place);
     for (size_t i = 0; i < t->n; i++) {
         const kvt_entry *e = &t->entry[i];
         uint64_t bytes = kvt_header_bytes(e) + e->stored;
@@ -168,7 +168,7 @@ kv_status kvt_adopt(kv_trace *t, kv_error *err)
                            t->path, e->offset);
         end = e->offset + bytes;
     }
-    qsort(t->entry, t->n, sizeof *t->entry, by_key);
+    if (t->n) qsort(t->entry, t->n, sizeof *t->entry, by_key);
     for (size_t i = 0; i < t->n; i++)
         if (t->entry[i].stream == KV_S_META && t->entry[i].seq >= meta) meta = t->entry[i].seq;
     /* Everything about a chunk that does not depend on the compressor or on its place in the file. Metadata that was

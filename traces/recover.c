@@ -183,7 +183,7 @@ static void drop_overlaps(kv_trace *t)
 {
     uint64_t end = KVT_HEAD_BYTES;
     size_t n = 0;
-    qsort(t->entry, t->n, sizeof *t->entry, by_place);
+    if (t->n) qsort(t->entry, t->n, sizeof *t->entry, by_place);
     for (size_t i = 0; i < t->n; i++) {
         const kvt_entry *e = &t->entry[i];
         if (e->offset < end) continue;

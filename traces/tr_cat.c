@@ -332,7 +332,7 @@ static kv_status run(int argc, char **argv, int *code, kv_error *err)
         goto out;
     }
     if (layer) {
-        if ((st = tr_numbers(layer, "layers", j.in->layer, j.in->n_layer, &j.layer, &j.n_layer, err))) goto out;
+        if ((st = tr_numbers(layer, "layer", j.in->layer, j.in->n_layer, &j.layer, &j.n_layer, err))) goto out;
     } else {
         j.n_layer = whole ? 1 : j.in->n_layer;
         if ((st = kv_array(&j.layer, j.n_layer, sizeof *j.layer, err))) goto out;

@@ -69,7 +69,7 @@ kv_status tr_numbers(const char *s, const char *what, const uint32_t *known, uin
         for (uint32_t i = 0; i < n_known; i++)
             if (known[i] >= a && known[i] <= b) take[i] = any = true;
         if (!any || (!range && a != b)) {
-            st = kv_fail(err, KV_EMISUSE, "--%s '%s': the trace has no %.*s %u", what, s, (int)strlen(what) - 1, what,
+            st = kv_fail(err, KV_EMISUSE, "--%s '%s': the trace has no %.*s %u", what, s, (int)strcspn(what, "s"), what,
                          a);
             goto out;
         }

@@ -82,8 +82,8 @@ static kv_status write_layer(const world *w, kv_trace_writer *out, uint32_t laye
     float root = sqrtf(sqrtf((float)w->d)); /* q.k / sqrt(d) then has the same spread for every d */
     for (uint32_t h = 0; h < w->kv_heads; h++) {
         /* Heads differ: some look for topics, some at the sink, some at what is near. */
-        float gain = (0.25f + 0.35f * (float)kv_rng_unit(r)) / root * 1.6f;
-        float sink = root * (1.0f + 1.4f * (float)kv_rng_unit(r)), recent = root * 2.5f * (float)kv_rng_unit(r);
+        float gain = (0.6f + 0.7f * (float)kv_rng_unit(r)) / root;
+        float sink = root * (2.4f + 1.0f * (float)kv_rng_unit(r)), recent = root * 3.5f * (float)kv_rng_unit(r);
         random_basis(r, w->d, basis);
         make_vectors(w, r, basis, gain, true, sink, recent, k + h * head);
         for (uint32_t i = 0; i < g; i++) make_vectors(w, r, basis, gain, false, sink, recent, q + (h * g + i) * head);

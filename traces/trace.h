@@ -66,7 +66,7 @@ typedef struct {
     float *inv_freq;            /* [rope_dim/2] effective inverse frequencies, or NULL: theta^(-2j/rope_dim) */
     float rope_mscale;          /* factor on cos and sin (YaRN, longrope); 1 when there is none */
     kv_dtype dtype;             /* of Q, K and V */
-    char *record;               /* "tokens" "stats" "obs" "qkv" */
+    char *record;               /* "tokens" "stats" "obs" "qkv"; "map": an imported map */
     uint32_t obs_rows;          /* at level obs: query rows kept before each cut point */
     kv_span *evidence; uint32_t n_evidence;
     kv_span question;           /* {0,0} = none */
@@ -106,8 +106,8 @@ kv_status kv_trace_read_bytes(const kv_trace *t, kv_stream s, char **out, size_t
 bool kv_trace_has_wo(const kv_trace *t, uint32_t layer);
 kv_status kv_trace_read_wo(const kv_trace *t, uint32_t layer, float *dst, kv_error *err);
 
-/* The side file is itself a trace (metadata with wo_sha256 set, KV_S_WO chunks). wo_sha256 is the SHA-256 over, for each
- * of its layers in ascending order, four u32 (layer number, rows, width, dtype) and the raw elements in row order; feed
+/* The side file is itself a trace (metadata with wo_sha256 set, KV_S_WO chunks). wo_sha256 is the SHA-256 over, for
+ * each of its layers in ascending order, four u32 (layer number, rows, width, dtype) and the raw elements in row order; feed
  * the layers to kv_wo_hash, then kv_sha256_hex. kv_wo_path: "<folder of trace_path>/wo-<first 16>.kvt", free() it. */
 void kv_wo_hash(kv_sha256 *s, uint32_t layer, uint32_t rows, uint32_t width, kv_dtype t, const void *raw);
 char *kv_wo_path(const char *trace_path, const char *wo_sha256);

@@ -441,13 +441,15 @@ kv_status kv_trace_put(kv_trace_writer *w, const kv_chunk *c, const void *raw, k
     rows = rows < 1 ? 1 : rows > KVT_BLOCK_ROWS ? KVT_BLOCK_ROWS : rows;
     kvt_entry e = {.stream = (uint16_t)c->stream, .layer = (uint16_t)c->layer, .width = c->width};
     e.dtype = (uint8_t)c->dtype;
-    e.filter = size > 1 ? KVT_FILTER_PLANES : KVT_FILTER_NONE;
-    e.planes = (uint8_t)size;
     for (uint32_t t = 0; t < c->token_count && !st; t += (uint32_t)rows)
         for (uint32_t h = 0; h < c->head_count && !st; h += (uint32_t)heads) {
             e.head_first = (uint16_t)(c->head_first + h), e.token_first = (uint64_t)c->token_first + t;
             e.head_count = (uint16_t)(c->head_count - h < heads ? c->head_count - h : heads);
             e.token_count = c->token_count - t < rows ? c->token_count - t : (uint32_t)rows;
+            /* A frame costs some 21 bytes: planes of a few values are not worth theirs. */
+            bool split = size > 1 && (uint64_t)e.token_count * c->width >= KVT_PLANE_MIN;
+            e.filter = split ? KVT_FILTER_PLANES : KVT_FILTER_NONE;
+            e.planes = split ? (uint8_t)size : 1;
             e.frames = (uint32_t)e.head_count * e.planes;
             e.raw = (uint64_t)row * e.token_count * e.head_count;
             st = submit(w, &e, (const uint8_t *)raw + h * stride + t * row, stride, err);

@@ -1,4 +1,4 @@
-/* select.c - which runs, metric, budget and model a command looks at (query.h). */
+/* selection.c - which runs, metric, budget and model a command looks at (query.h). */
 #include "analyze/query.h"
 
 #include <math.h>
@@ -107,8 +107,8 @@ void kv_selection_free(kv_selection *s)
     *s = (kv_selection){0};
 }
 
-kv_status kv_select(kv_db *db, const kv_list *policies, const kv_list *budgets, const kv_list *traces,
-                    const kv_list *categories, const char *model, kv_selection *out, kv_error *err)
+kv_status kv_selection_init(kv_db *db, const kv_list *policies, const kv_list *budgets, const kv_list *traces,
+                            const kv_list *categories, const char *model, kv_selection *out, kv_error *err)
 {
     kv_status st;
     bool any = false;
@@ -150,7 +150,7 @@ out:
     return st;
 }
 
-kv_status kv_select_metric(kv_db *db, kv_selection *s, const char *name, const char *const *prefer, kv_error *err)
+kv_status kv_selection_metric(kv_db *db, kv_selection *s, const char *name, const char *const *prefer, kv_error *err)
 {
     bool any = false;
     kv_status st = KV_OK;
@@ -188,7 +188,7 @@ kv_status kv_select_metric(kv_db *db, kv_selection *s, const char *name, const c
     return st;
 }
 
-kv_status kv_select_budget(kv_db *db, kv_selection *s, kv_error *err)
+kv_status kv_selection_budget(kv_db *db, kv_selection *s, kv_error *err)
 {
     kv_sheet k = {0};
     if (s->budget) return KV_OK;
@@ -210,7 +210,7 @@ kv_status kv_select_budget(kv_db *db, kv_selection *s, kv_error *err)
     return st;
 }
 
-kv_status kv_select_model(kv_db *db, kv_selection *s, kv_error *err)
+kv_status kv_selection_model(kv_db *db, kv_selection *s, kv_error *err)
 {
     kv_sheet k = {0};
     if (s->model) return KV_OK;
