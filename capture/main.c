@@ -231,7 +231,7 @@ static void print_bytes(FILE *to, uint64_t n)
         fprintf(to, "%.1f GiB", (double)n / (1u << 30));
 }
 
-static void print_plan(const kv_plan *p, const kv_job *j, const kv_capture_request *q)
+static void print_plan(const kv_capture_plan *p, const kv_job *j, const kv_capture_request *q)
 {
     printf("%s: %u prompt + %u decoded tokens, %u layers, %s at %s; bytes before compression\n", j->id, j->n_prompt,
            j->n_token - j->n_prompt, p->info.n_layer, kv_record_name(q->level), kv_dtype_name(q->dtype));
@@ -242,7 +242,7 @@ static void print_plan(const kv_plan *p, const kv_job *j, const kv_capture_reque
     if (j->n_greedy) printf("  and the text of %u generated tokens\n", j->n_greedy);
 }
 
-static json_t *plan_json(const kv_plan *p, const kv_job *j)
+static json_t *plan_json(const kv_capture_plan *p, const kv_job *j)
 {
     json_t *raw = json_object();
     for (int s = 0; s < 32; s++)
@@ -299,9 +299,9 @@ static kv_status run_job(batch *b, kv_job *j, kv_error *err)
 {
     const kv_capture_request *q = &b->r.q;
     kv_capture_result res;
-    kv_plan p;
+    kv_capture_plan p;
     char *path = NULL;
-    kv_status st = kv_plan_open(b->light, q, j, &p, err);
+    kv_status st = kv_capture_plan_open(b->light, q, j, &p, err);
 
     if (st) return st;
     if (b->o->dry_run) {
@@ -316,7 +316,7 @@ static kv_status run_job(batch *b, kv_job *j, kv_error *err)
         st = kv_fail(err, KV_ENOMEM, "out of memory for a path");
         goto out;
     }
-    if (b->o->prompts && kv_plan_done(&p, j, path)) {
+    if (b->o->prompts && kv_capture_plan_done(&p, j, path)) {
         b->n_skipped++;
         goto out;
     }
@@ -334,12 +334,12 @@ static kv_status run_job(batch *b, kv_job *j, kv_error *err)
         goto out;
     }
     warn_length(b, j);
-    if ((st = need_model(b, err)) || (st = kv_plan_run(&p, b->full, q, j, path, &res, err))) goto out;
+    if ((st = need_model(b, err)) || (st = kv_capture_plan_run(&p, b->full, q, j, path, &res, err))) goto out;
     print_result(j, path, &res);
     b->n_done++;
 out:
     free(path);
-    kv_plan_close(&p);
+    kv_capture_plan_close(&p);
     return st;
 }
 

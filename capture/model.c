@@ -297,13 +297,13 @@ static kv_status name_model(loader *l)
 {
     kv_model_desc *d = &l->m->desc;
     const char *slash = strrchr(kv_gguf_path(l->g), '/'), *base = slash ? slash + 1 : kv_gguf_path(l->g);
-    kv_status st = get_text(l, "general.name", &d->name);
-    if (st) return st;
     d->file = kv_format("%s", base);
     if (!d->file) return kv_fail(l->err, KV_ENOMEM, "out of memory");
     /* a file's name may be any bytes; this copy is shown and goes into JSON */
     for (size_t bad_at; (bad_at = kv_utf8_bad(d->file, strlen(d->file))) < strlen(d->file);) d->file[bad_at] = '?';
-    if (!d->name || !*d->name) free(d->name), d->name = kv_format("%s", d->file);
+    /* general.name is often the training run's; people know a model by its file */
+    size_t n = strlen(d->file);
+    d->name = kv_format("%.*s", (int)(n > 5 && !strcmp(d->file + n - 5, ".gguf") ? n - 5 : n), d->file);
     return d->name ? KV_OK : kv_fail(l->err, KV_ENOMEM, "out of memory");
 }
 

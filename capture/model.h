@@ -8,7 +8,7 @@
 #include "traces/base.h"
 
 typedef struct {
-    char *name, *arch;      /* general.name or the file's name; general.architecture */
+    char *name, *arch;      /* the file's name without .gguf; general.architecture */
     char *file, *quant;     /* base name of the file; "Q4_1 x 210, F32 x 61, ..." */
     char sha256[65];        /* of the model file; empty until kv_model_hash */
     uint32_t n_layer, n_q_head, n_kv_head, head_dim, hidden, ffn, n_vocab, n_ctx;

@@ -94,13 +94,14 @@ static kv_status fill_info(const kv_model *m, const kv_capture_request *q, const
     return KV_OK;
 }
 
-kv_status kv_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_plan *out, kv_error *err)
+kv_status kv_capture_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_capture_plan *out,
+                               kv_error *err)
 {
-    kv_plan *p = out;
+    kv_capture_plan *p = out;
     bool none = !strcmp(q->wo, "none"), embed = !strcmp(q->wo, "embed"), automatic = !strcmp(q->wo, "auto");
     kv_status st;
 
-    *p = (kv_plan){0};
+    *p = (kv_capture_plan){0};
     p->record =
         (kv_record_options){.level = q->level, .map_rows = q->map_rows, .map_full = q->map_full, .threads = q->threads};
     if ((st = fill_info(m, q, j, &p->info, err)) ||
@@ -117,14 +118,14 @@ kv_status kv_plan_open(const kv_model *m, const kv_capture_request *q, const kv_
     }
     return KV_OK;
 out:
-    kv_plan_close(p);
+    kv_capture_plan_close(p);
     return st;
 }
 
-void kv_plan_close(kv_plan *p)
+void kv_capture_plan_close(kv_capture_plan *p)
 {
     kv_trace_info_free(&p->info);
-    *p = (kv_plan){0};
+    *p = (kv_capture_plan){0};
 }
 
 /* ------------------------------------------------------------------------------------------------ done already? */
@@ -133,7 +134,7 @@ static bool same_string(const char *a, const char *b)
     return a && b ? !strcmp(a, b) : a == b;
 }
 
-static bool same_run(const kv_trace *t, const kv_plan *p)
+static bool same_run(const kv_trace *t, const kv_capture_plan *p)
 {
     const kv_trace_info *a = kv_trace_get_info(t), *b = &p->info;
     uint32_t rows = p->record.map_rows, np = b->n_prompt, layer = b->n_layer ? b->layer[0] : 0;
@@ -147,7 +148,7 @@ static bool same_run(const kv_trace *t, const kv_plan *p)
            (!(p->record.wo || p->wo_side) || kv_trace_has_wo(t, layer));
 }
 
-bool kv_plan_done(const kv_plan *p, const kv_job *j, const char *path)
+bool kv_capture_plan_done(const kv_capture_plan *p, const kv_job *j, const char *path)
 {
     uint32_t known = j->n_token - j->n_greedy, *token = NULL;
     struct stat sb;
@@ -253,10 +254,10 @@ static kv_status write_logits(const session *s, kv_error *err)
 }
 
 /* The hash of the model's W_O goes into the metadata, so it is known before the file that it names. */
-static kv_status name_wo(kv_plan *p, const kv_model *m, const kv_capture_request *q, kv_error *err)
+static kv_status name_wo(kv_capture_plan *p, const kv_model *m, const kv_capture_request *q, kv_error *err)
 {
     char fresh[65] = "", *sha = q->wo_sha256 ? q->wo_sha256 : fresh;
-    kv_status st = *sha ? KV_OK : kv_wo_sha256(m, q->dtype, sha, err);
+    kv_status st = *sha ? KV_OK : kv_wo_sha256(m, p->info.n_layer, p->info.layer, q->dtype, sha, err);
     if (!st && !(p->info.wo_sha256 = kv_format("%s", sha))) st = kv_fail(err, KV_ENOMEM, "out of memory for a hash");
     return st;
 }
@@ -275,8 +276,8 @@ static void count_bytes(const kv_trace_usage *u, kv_capture_result *out)
     for (int s = 0; s < 32; s++) out->raw += u->raw[s], out->stored += u->stored[s];
 }
 
-kv_status kv_plan_run(kv_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j, const char *path,
-                      kv_capture_result *out, kv_error *err)
+kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j,
+                              const char *path, kv_capture_result *out, kv_error *err)
 {
     session s = {.job = j, .q = q, .n_vocab = m->desc.n_vocab, .n_layer = m->desc.n_layer};
     uint32_t known = j->n_token - j->n_greedy;
@@ -301,8 +302,8 @@ kv_status kv_plan_run(kv_plan *p, const kv_model *m, const kv_capture_request *q
     if (p->wo_side && !regular) p->wo_side = false; /* nowhere to put a file beside it */
     if (p->wo_side && (st = name_wo(p, m, q, err))) goto out;
     if ((st = kv_trace_create(path, &p->info, provenance, q->threads, &w, err))) goto out;
-    if (p->wo_side && (st = kv_wo_provide(m, q->dtype, p->info.wo_sha256, path, strcmp(q->wo, "auto") ? q->wo : NULL,
-                                          q->threads, err)))
+    if (p->wo_side && (st = kv_wo_provide(m, p->info.n_layer, p->info.layer, q->dtype, p->info.wo_sha256, path,
+                                          strcmp(q->wo, "auto") ? q->wo : NULL, q->threads, err)))
         goto out;
     if ((st = put_u32(w, KV_S_TOKENS, j->token, 0, known, err)) || (!j->n_greedy && (st = put_text(w, j, err))))
         goto out;

@@ -27,13 +27,13 @@ typedef struct {
     uint64_t raw[32], total; /* bytes before compression, by stream, and their sum */
     bool wo_side;            /* W_O goes into a file of its own, `wo_bytes` long before compression */
     uint64_t wo_bytes;
-} kv_plan;
+} kv_capture_plan;
 
 /* The model may be open without its weights. desc.sha256, when filled, goes into the trace. */
-kv_status kv_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_plan *out, kv_error *err);
-void kv_plan_close(kv_plan *p);
+kv_status kv_capture_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_capture_plan *out, kv_error *err);
+void kv_capture_plan_close(kv_capture_plan *p);
 /* True when `path` is a finished trace of the same run: model, tokens, level, dtype, layers, cut points, maps, W_O. */
-bool kv_plan_done(const kv_plan *p, const kv_job *j, const char *path);
+bool kv_capture_plan_done(const kv_capture_plan *p, const kv_job *j, const char *path);
 
 typedef struct {
     double run_s;         /* seconds in the model and the recorder */
@@ -42,7 +42,7 @@ typedef struct {
 
 /* Runs the model and writes `path`; on failure PATH.partial holds the layers that were done. Fills the job's greedy
  * tokens. */
-kv_status kv_plan_run(kv_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j, const char *path,
+kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j, const char *path,
                       kv_capture_result *out, kv_error *err);
 
 #endif

@@ -8,7 +8,8 @@
 
 #include "traces/trace.h"
 
-kv_status kv_wo_sha256(const kv_model *m, kv_dtype dtype, char sha[65], kv_error *err)
+kv_status kv_wo_sha256(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, char sha[65],
+                       kv_error *err)
 {
     const kv_model_desc *d = &m->desc;
     uint32_t width = d->n_q_head * d->head_dim;
@@ -19,7 +20,8 @@ kv_status kv_wo_sha256(const kv_model *m, kv_dtype dtype, char sha[65], kv_error
 
     if (st) return st;
     kv_sha256_init(&s);
-    for (uint32_t l = 0; l < d->n_layer && !st; l++) {
+    for (uint32_t i = 0; i < n_layer && !st; i++) {
+        uint32_t l = layer[i];
         if (!kv_encode_f32(dtype, m->layer[l].wo, n, raw))
             st = kv_fail(err, KV_EUNSUPPORTED, "layer %u: W_O overflows %s: run with --dtype bf16 or f32", l,
                          kv_dtype_name(dtype));
@@ -31,14 +33,15 @@ kv_status kv_wo_sha256(const kv_model *m, kv_dtype dtype, char sha[65], kv_error
 }
 
 /* A side file has the metadata of a trace with one token and nothing but W_O in it. */
-static kv_status write_side(const kv_model *m, kv_dtype dtype, const char *sha, const char *path, uint32_t threads,
-                            kv_error *err)
+static kv_status write_side(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
+                            const char *path, uint32_t threads, kv_error *err)
 {
     const kv_model_desc *d = &m->desc;
     kv_trace_info i = {.model = d->name,
                        .arch = d->arch,
                        .model_sha256 = d->sha256[0] ? (char *)d->sha256 : NULL,
-                       .n_layer = d->n_layer,
+                       .n_layer = n_layer,
+                       .layer = (uint32_t *)layer,
                        .n_layer_model = d->n_layer,
                        .n_q_head = d->n_q_head,
                        .n_kv_head = d->n_kv_head,
@@ -46,7 +49,6 @@ static kv_status write_side(const kv_model *m, kv_dtype dtype, const char *sha, 
                        .hidden = d->hidden,
                        .n_token = 1,
                        .n_prompt = 1,
-                       .window = d->window,
                        .scale = d->scale,
                        .softcap = d->softcap,
                        .rope_mscale = d->rope_mscale,
@@ -54,21 +56,21 @@ static kv_status write_side(const kv_model *m, kv_dtype dtype, const char *sha, 
                        .record = "tokens",
                        .wo_sha256 = (char *)sha};
     kv_trace_writer *w = NULL;
-    kv_status st = kv_array(&i.layer, d->n_layer, sizeof *i.layer, err);
+    kv_status st = kv_array(&i.window, n_layer, sizeof *i.window, err);
 
     if (st) return st;
-    for (uint32_t l = 0; l < d->n_layer; l++) i.layer[l] = l;
+    for (uint32_t l = 0; l < n_layer; l++) i.window[l] = d->window[layer[l]];
     if ((st = kv_trace_create(path, &i, NULL, threads, &w, err))) goto out;
-    for (uint32_t l = 0; l < d->n_layer; l++) {
-        kv_chunk c = {.stream = KV_S_WO, .layer = l, .head_count = 1, .token_count = d->hidden, .dtype = dtype};
+    for (uint32_t l = 0; l < n_layer; l++) {
+        kv_chunk c = {.stream = KV_S_WO, .layer = layer[l], .head_count = 1, .token_count = d->hidden, .dtype = dtype};
         c.width = d->n_q_head * d->head_dim;
-        if ((st = kv_trace_put_f32(w, &c, m->layer[l].wo, err))) goto out;
+        if ((st = kv_trace_put_f32(w, &c, m->layer[layer[l]].wo, err))) goto out;
     }
     st = kv_trace_finish(w, err);
     w = NULL;
 out:
     kv_trace_abandon(w);
-    free(i.layer);
+    free(i.window);
     return st;
 }
 
@@ -83,18 +85,18 @@ static bool is_side(const char *path, const char *sha)
     return ok;
 }
 
-kv_status kv_wo_provide(const kv_model *m, kv_dtype dtype, const char *sha, const char *trace_path, const char *file,
-                        uint32_t threads, kv_error *err)
+kv_status kv_wo_provide(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
+                        const char *trace_path, const char *file, uint32_t threads, kv_error *err)
 {
     char *beside = kv_wo_path(trace_path, sha), *target = NULL;
     kv_status st = beside ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for a path");
 
     if (st || is_side(beside, sha)) goto out;
     if (!file) {
-        st = write_side(m, dtype, sha, beside, threads, err);
+        st = write_side(m, n_layer, layer, dtype, sha, beside, threads, err);
         goto out;
     }
-    if (!is_side(file, sha) && (st = write_side(m, dtype, sha, file, threads, err))) goto out;
+    if (!is_side(file, sha) && (st = write_side(m, n_layer, layer, dtype, sha, file, threads, err))) goto out;
     if (!(target = realpath(file, NULL)))
         st = kv_fail(err, KV_EIO, "cannot find '%s': %s", file, strerror(errno));
     else if ((unlink(beside) && errno != ENOENT) || symlink(target, beside))

@@ -4,11 +4,12 @@
 
 #include "capture/model.h"
 
-/* Hash of W_O of all layers in `dtype` (kv_wo_hash). KV_EUNSUPPORTED when the dtype overflows. */
-kv_status kv_wo_sha256(const kv_model *m, kv_dtype dtype, char sha[65], kv_error *err);
+/* Hash of W_O of these layers (those recorded) in `dtype` (kv_wo_hash). KV_EUNSUPPORTED when the dtype overflows. */
+kv_status kv_wo_sha256(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, char sha[65],
+                       kv_error *err);
 /* Make sure that the side file with this hash stands beside `trace_path`. `file` NULL: it is written there unless it is
  * there already. Else it is written to `file`, unless that already is the one, and linked to from beside the trace. */
-kv_status kv_wo_provide(const kv_model *m, kv_dtype dtype, const char *sha, const char *trace_path, const char *file,
-                        uint32_t threads, kv_error *err);
+kv_status kv_wo_provide(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
+                        const char *trace_path, const char *file, uint32_t threads, kv_error *err);
 
 #endif

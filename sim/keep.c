@@ -27,8 +27,8 @@ static const char HELP[] =
     "      --seed S          of random policies (0)\n"
     "      --scores          add the smallest kept score per layer and head to the ledger\n"
     "\n"
-    "  kv-sim keep traces/samples/code.kvt -p snapkv -b 10% -o kept.npy\n"
-    "  kv-sim keep traces/samples/code.kvt -p cake,oracle -b 5%,20% --mask -o kept/\n";
+    "  kv-sim keep traces/samples/prose.kvt -p snapkv -b 10% -o kept.npy\n"
+    "  kv-sim keep traces/samples/prose.kvt -p cake,oracle -b 5%,20% --mask -o kept/\n";
 
 static json_t *ledger(const kv_plan *p, size_t i, const kv_budget *b, const kv_budget_resolved *c, const uint32_t *counts,
                       bool scores)
@@ -55,7 +55,7 @@ static json_t *ledger(const kv_plan *p, size_t i, const kv_budget *b, const kv_b
                           p->spec[i].canonical, "verified", p->spec[i].row->verified, "budget", b->text, "budget_tokens", (int)c->tokens, "budget_frac", c->frac,
                           "granularity", (const char *[]){"query_head", "kv_head", "layer"}[r->granularity], "layers", layers, "counts", slots, "kept_slots",
                           (json_int_t)kept, "nominal_slots", (json_int_t)nominal, "full_slots", (json_int_t)((uint64_t)sc->n_cut * sc->n_evict * sc->info->n_kv_head), "kept_bytes",
-                          (json_int_t)(kept * sc->slot_bytes), "overspent", kept > nominal);
+                          (json_int_t)(kept * sc->slot_bytes), "overspent", kept > nominal && !p->spec[i].keep_all);
     if (scores) json_object_set_new(o, "boundary_scores", bound);
     else json_decref(bound);
     return o;

@@ -27,10 +27,11 @@ kv_status kv_rotation_open(const kv_layer *l, const char *who, uint32_t n_future
     size_t n;
     *r = (kv_rotation){.n_pair = rot / 2, .undo = 1 / ((double)in->rope_mscale * in->rope_mscale)};
     if (!(in->rope_theta > 0) && !in->inv_freq)
-        return kv_fail(err, KV_EMISSING,
-                       "score=%s needs queries before RoPE, and trace '%s' does not say how they were rotated; import with "
-                       "--rope-theta X",
-                       who, kv_trace_path(l->scene->trace));
+        return kv_fail(
+            err, KV_EMISSING,
+            "score=%s needs queries before RoPE, and trace '%s' does not say how they were rotated; import with "
+            "--rope-theta X",
+            who, kv_trace_path(l->scene->trace));
     if (!kv_mul(l->L, r->n_pair, &n)) return kv_fail(err, KV_ENOMEM, "tables of %u rotations are too large", l->L);
     kv_status st = kv_array(&r->mean_cos, r->n_pair, sizeof *r->mean_cos, err);
     if (!st) st = kv_array(&r->mean_sin, r->n_pair, sizeof *r->mean_sin, err);
@@ -196,8 +197,10 @@ void kv_cholesky_inverse(size_t d, double *a)
             double sum = a[i * ld + j];
             for (size_t k = 0; k < j; k++) sum -= a[i * ld + k] * a[j * ld + k];
             /* a >= I, so every pivot is at least 1; less is rounding */
-            if (i == j) a[j * ld + j] = sqrt(sum >= 1 ? sum : 1);
-            else a[i * ld + j] = sum / a[j * ld + j];
+            if (i == j)
+                a[j * ld + j] = sqrt(sum >= 1 ? sum : 1);
+            else
+                a[i * ld + j] = sum / a[j * ld + j];
         }
     for (size_t j = 0; j < d; j++) { /* column j of the inverse: rows above it stay as they are needed below */
         a[j * ld + j] = 1 / a[j * ld + j];

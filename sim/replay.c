@@ -189,6 +189,9 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
         }
     }
     for (size_t i = 0; i < n_points && !st && diff; i++) {
+        bool whole = true; /* nothing dropped: the difference is zero */
+        for (size_t u = 0; u < U; u++) whole &= t->point[points[i]].counts[l->order * U + u] == sc->n_cut;
+        if (whole) continue;
         if (!kv_project_norm(n, width, sc->info->hidden, diff + i * n * width, t->l.wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (size_t r = 0; r < n && !st; r++)
             t->out->layer_error[points[i] * sc->n_evict + l->order] += t->ref[r0 + r] > 0 ? norm[r] / t->ref[r0 + r] : 0;

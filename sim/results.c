@@ -225,7 +225,7 @@ kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_
     sqlite3_bind_int64(s, 14, (int64_t)run->kept_slots), sqlite3_bind_int64(s, 15, (int64_t)run->kept_bytes);
     sqlite3_bind_double(s, 16, run->mean_bytes), sqlite3_bind_int64(s, 17, (int64_t)run->peak_bytes);
     sqlite3_bind_int64(s, 18, (int64_t)run->nominal_bytes), sqlite3_bind_double(s, 19, run->full_bytes);
-    sqlite3_bind_int64(s, 20, run->kept_slots > run->nominal_slots), sqlite3_bind_int64(s, 21, (int64_t)run->seed);
+    sqlite3_bind_int64(s, 20, run->kept_slots > run->nominal_slots && !run->spec->keep_all), sqlite3_bind_int64(s, 21, (int64_t)run->seed);
     sqlite3_bind_int64(s, 22, run->detail), sqlite3_bind_int64(s, 23, run->wanted), text(s, 24, kv_build_id());
     sqlite3_bind_double(s, 25, run->wall_s);
     st = step(r, s, err);

@@ -38,7 +38,7 @@ CREATE TABLE run (
     kept_slots    INTEGER NOT NULL,       -- (layer, KV head, token) slots right after the cut, over the layers that evict
     kept_bytes    INTEGER NOT NULL,       -- K and V of them, in the trace's dtype
     mean_bytes    REAL NOT NULL,          -- mean over the measured rows, tokens after the cut included
-    peak_bytes    INTEGER NOT NULL,
+    peak_bytes    INTEGER NOT NULL,       -- sum over layers of the most that a row saw
     nominal_bytes INTEGER NOT NULL,       -- C x layers x KV heads x bytes of a slot
     full_bytes    REAL NOT NULL,          -- mean over the measured rows of a full cache of KV heads, same layers
     overspent     INTEGER NOT NULL,       -- 1 = more slots than nominal

@@ -112,7 +112,7 @@ kv_status kv_sim_selftest(int argc, char **argv, kv_error *err)
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
     if (!st && help) {
         printf("usage: kv-sim selftest TRACE..\n\nChecks identities on each trace: recall in [0,1] and non-decreasing for nested policies, nothing lost at\n"
-               "the full budget, column sums, the oracle of the same class never beaten.\n\n  kv-sim selftest traces/samples/code.kvt\n  kv-sim selftest traces/samples/*.kvt\n");
+               "the full budget, column sums, the oracle of the same class never beaten.\n\n  kv-sim selftest traces/samples/prose.kvt\n  kv-sim selftest traces/samples/*.kvt\n");
         goto out;
     }
     if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");

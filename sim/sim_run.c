@@ -7,6 +7,7 @@
 #include "sim/commands.h"
 #include "sim/replay.h"
 #include "sim/results.h"
+#include "sim/schedule.h"
 
 static const char HELP[] =
     "usage: kv-sim run TRACE.. -p POLICY[,..] -b BUDGET[,..] --db results.db [options]\n"
@@ -29,7 +30,7 @@ static const char HELP[] =
     "      --backend B       auto or cpu\n"
     "\n"
     "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%,20% --db results.db\n"
-    "  kv-sim run traces/samples/code.kvt -p 'snapkv:window=16|32|64' -b auto --db results.db\n";
+    "  kv-sim run traces/samples/prose.kvt -p 'snapkv:window=16|32|64' -b auto --db results.db\n";
 
 typedef struct {
     kv_request rq;
@@ -90,10 +91,10 @@ static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const 
     kv_sha256 h;
     kv_sha256_init(&h);
     kv_sha256_update(&h, text ? text : "", text ? strlen(text) : 0);
-    if (s->file) { /* the mask's content, not its name */
+    const char *const files[] = {s->file, s->importance, s->mean_file, s->cov_file};
+    for (int i = 0; i < 4; i++) { /* what the files hold, not only their names */
         char sum[65];
-        kv_error ignored;
-        if (!kv_sha256_file(s->file, sum, &ignored)) kv_sha256_update(&h, sum, 64);
+        if (files[i] && !kv_sha256_file(files[i], sum, NULL)) kv_sha256_update(&h, sum, 64);
     }
     kv_sha256_hex(&h, hex);
     snprintf(out, 33, "%.32s", hex);
@@ -191,6 +192,14 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         run.nominal_bytes = run.nominal_slots * sc.slot_bytes;
         run.mean_bytes = (double)run.kept_bytes + later * (double)per_token * (double)sc.slot_bytes;
         run.peak_bytes = run.kept_bytes + (uint64_t)(sc.n_token - sc.n_cut) * per_token * sc.slot_bytes;
+        if (kv_schedule_needed(run.spec)) { /* counted row by row, tokens after the cut included */
+            run.mean_bytes = 0, run.peak_bytes = 0;
+            for (uint32_t l = 0; l < sc.n_evict; l++) {
+                const kv_row_slots *rs = &rp.rows[i * sc.n_evict + l];
+                run.mean_bytes += (double)rs->sum / sc.n_row * (double)run.entry_bytes;
+                run.peak_bytes += rs->peak * run.entry_bytes;
+            }
+        }
         run.full_bytes = (sc.n_cut + later) * (double)sc.n_evict * Hkv * (double)sc.slot_bytes;
         run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head, rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL,
                                        number, sc.n_evict, sc.info->n_q_head, sc.n_row, o->wanted, o->detail, value);

@@ -54,6 +54,7 @@ with tempfile.TemporaryDirectory() as tmp:
         np.save(f"{tmp}/{s}.npy", q if s == "q" else q[:, :2])
     run("import", "--q", tmp + "/q.npy", "--k", tmp + "/k.npy", "--v", tmp + "/v.npy", "-o", trace)
     t = kvt.Trace(trace)
+    check("tokens unsplit", np.array_equal(np.arange(70), t.read("tokens")))
     check("f32", all(np.array_equal(q[l, h], t.read("q", l, h)) for l in range(2) for h in range(4)))
     # damage is noticed: every byte of the head, the first chunk, the index and the footer
     data = open(trace, "rb").read()

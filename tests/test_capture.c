@@ -397,15 +397,15 @@ static void write_tokens(const char *path, const uint32_t *token, uint32_t n)
 }
 
 static kv_status capture(const kv_model *m, const kv_capture_request *q, uint32_t n_prompt, uint32_t n_context,
-                         uint32_t decode, const char *path, kv_job *j, kv_plan *p, kv_error *err)
+                         uint32_t decode, const char *path, kv_job *j, kv_capture_plan *p, kv_error *err)
 {
     kv_capture_result res;
     kv_status st = kv_job_from_tokens(m, in_dir("t.json"), n_prompt, decode, j, err);
     if (st) return st;
     j->n_context = n_context;
-    if ((st = kv_plan_open(m, q, j, p, err))) return st;
-    CHECK(!kv_plan_done(p, j, path));
-    return kv_plan_run(p, m, q, j, path, &res, err);
+    if ((st = kv_capture_plan_open(m, q, j, p, err))) return st;
+    CHECK(!kv_capture_plan_done(p, j, path));
+    return kv_capture_plan_run(p, m, q, j, path, &res, err);
 }
 
 /* One stream of the trace against what was seen: `width` of every `stride` doubles of each (layer, head, row). */
@@ -462,7 +462,7 @@ static void check_streams(const kv_trace *t, const seen *s, const seen *ref, uin
     }
 }
 
-static void check_sizes(const kv_trace *t, const kv_plan *p)
+static void check_sizes(const kv_trace *t, const kv_capture_plan *p)
 {
     kv_trace_usage u = kv_trace_reader_usage(t);
     for (int s = 1; s < 32; s++)
@@ -479,14 +479,14 @@ static void test_record(const kv_model *m, const uint32_t *token)
     kv_engine_hook h = see(s);
     kv_trace *t = NULL;
     kv_job j;
-    kv_plan plan;
+    kv_capture_plan plan;
     kv_error err = {""};
 
     CHECK(!run(m, KV_F16, 1, token, n, n, &h, NULL, &err));
     reference(m, token, n, p, false, ref);
     write_tokens(in_dir("t.json"), token, n);
     CHECKF(!capture(m, &q, p, ctx, KV_JOB_DECODE_ALL, in_dir("a.kvt"), &j, &plan, &err), "%s", err.msg);
-    CHECK(kv_plan_done(&plan, &j, in_dir("a.kvt")));
+    CHECK(kv_capture_plan_done(&plan, &j, in_dir("a.kvt")));
     CHECK(access(in_dir("a.kvt.partial"), F_OK));
     CHECKF(!kv_trace_open(in_dir("a.kvt"), &t, &err), "%s", err.msg);
     if (!t) goto out;
@@ -514,11 +514,11 @@ static void test_record(const kv_model *m, const uint32_t *token)
     kv_trace_close(t), t = NULL;
     q.map_rows = 0; /* another request: the finished trace does not answer it */
     q.dtype = KV_BF16;
-    kv_plan other;
-    CHECK(!kv_plan_open(m, &q, &j, &other, &err) && !kv_plan_done(&other, &j, in_dir("a.kvt")));
-    kv_plan_close(&other);
+    kv_capture_plan other;
+    CHECK(!kv_capture_plan_open(m, &q, &j, &other, &err) && !kv_capture_plan_done(&other, &j, in_dir("a.kvt")));
+    kv_capture_plan_close(&other);
 out:
-    kv_plan_close(&plan), kv_job_free(&j);
+    kv_capture_plan_close(&plan), kv_job_free(&j);
     free(s), free(ref);
 }
 
@@ -531,7 +531,7 @@ static void test_greedy(const kv_model *m, const uint32_t *token)
     kv_engine_hook h = see(s);
     kv_trace *t = NULL;
     kv_job j;
-    kv_plan plan;
+    kv_capture_plan plan;
     kv_error err = {""};
 
     write_tokens(in_dir("t.json"), token, p);
@@ -558,7 +558,7 @@ static void test_greedy(const kv_model *m, const uint32_t *token)
         CHECK(!kv_trace_has_wo(t, 0));
         free(row);
     }
-    kv_trace_close(t), kv_plan_close(&plan), kv_job_free(&j);
+    kv_trace_close(t), kv_capture_plan_close(&plan), kv_job_free(&j);
     free(s), free(ref);
 }
 
@@ -569,7 +569,7 @@ static void test_levels(const kv_model *m, const uint32_t *token)
     static const uint32_t only[] = {1};
     kv_trace *t = NULL;
     kv_job j;
-    kv_plan plan;
+    kv_capture_plan plan;
     kv_error err = {""};
 
     write_tokens(in_dir("t.json"), token, n);
@@ -597,7 +597,7 @@ static void test_levels(const kv_model *m, const uint32_t *token)
             check_sizes(t, &plan);
         }
         kv_trace_close(t), t = NULL;
-        kv_plan_close(&plan), kv_job_free(&j);
+        kv_capture_plan_close(&plan), kv_job_free(&j);
     }
 }
 

@@ -305,7 +305,7 @@ static void test_layout(void)
     CHECK(d->ffn == 4 && d->n_vocab == 262 && d->n_ctx == 64 && d->norm_eps == 1e-5f && d->rope_theta == 10000);
     CHECK(d->tied && m->output == m->tok_embd && d->rope_dim == 4 && d->rope_mscale == 1 && d->scale == 0.5f);
     CHECK(d->softcap == 0 && d->window[0] == 0 && !strcmp(d->arch, "llama") && !strcmp(d->file, "made.gguf"));
-    CHECK(!strcmp(d->name, "made.gguf") && !strcmp(d->quant, "F32 x 14") && d->n_params == 8 * 262 + 2 + 324);
+    CHECK(!strcmp(d->name, "made") && !strcmp(d->quant, "F32 x 14") && d->n_params == 8 * 262 + 2 + 324);
     /* theta^0 / 1 / 4 and theta^(-1/2) / 8 / 4 */
     CHECK(d->inv_freq[0] == 0.25f && kv_close(d->inv_freq[1], 0.01 / 32, 0, 1e-7));
 

@@ -131,7 +131,12 @@ static void test_spec(void)
         for (size_t k = 0; k < m; k++) kv_spec_free(&b[k]);
         free(b);
     }
-    for (const kv_policy *p = kv_policies; p->name; p++) CHECKF(!kv_spec_parse(p->name, &s, &n, &e), "%s: %s", p->name, e.msg);
+    for (const kv_policy *p = kv_policies; p->name; p++) { /* every row parses; those that need a file say so */
+        char *arg = kv_format("%s%s", p->name, strstr(p->slots, "heads=table") ? ":importance=x.npy" : "");
+        CHECKF(!kv_spec_parse(arg, &s, &n, &e), "%s: %s", arg, e.msg);
+        free(arg);
+    }
+    CHECK(kv_spec_parse("headkv", &s, &n, &e) == KV_EMISUSE && strstr(e.msg, "importance"));
     for (size_t i = 0; i < n; i++) kv_spec_free(&s[i]);
     free(s);
 }

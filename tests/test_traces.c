@@ -871,7 +871,7 @@ static void test_sample(void)
     kv_trace *t = NULL;
     kvt_checked c;
     kv_error err = {""};
-    CHECK(kv_trace_open("traces/samples/v1.kvt", &t, &err) == KV_OK && kvt_verify(t, true, &c, &err) == KV_OK);
+    CHECK(kv_trace_open("tests/golden/v1.kvt", &t, &err) == KV_OK && kvt_verify(t, true, &c, &err) == KV_OK);
     CHECK(t && !strcmp(kv_trace_content_sha256(t), sha));
     kv_trace_close(t);
     CHECK(command2(&tr_synth, synth, in_dir("again.kvt"), "") == 0);

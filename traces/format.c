@@ -153,5 +153,5 @@ char *kv_wo_path(const char *trace_path, const char *wo_sha256)
 {
     const char *slash = strrchr(trace_path, '/');
     int n = slash ? (int)(slash - trace_path + 1) : 0;
-    return kv_format("%.*swo-%.16s.kvt", n, trace_path, wo_sha256);
+    return kv_format("%.*swo-%.16s.kvw", n, trace_path, wo_sha256);
 }

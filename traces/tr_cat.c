@@ -17,7 +17,7 @@ typedef struct {
     kv_stream stream;
     kind how;
     uint32_t *layer, n_layer, head0, n_head, a, b; /* what is printed */
-    uint32_t width;                                /* elements per row */
+    uint32_t width, step;                          /* elements per row; rows read at a time */
     bool layer_axis, head_axis, row_axis;
     kv_outfile out; /* .f NULL: text */
     kv_dtype type;
@@ -89,11 +89,10 @@ static kv_status derive(job *j, uint32_t layer, uint32_t head, kv_error *err)
 
 static kv_status stored(job *j, uint32_t layer, uint32_t head, kv_error *err)
 {
-    const uint32_t block = 256;
     float *v = NULL;
     size_t n;
     kv_status st = KV_OK;
-    uint32_t step = j->width > 4096 ? 1 : block;
+    uint32_t step = j->step;
     if (!kv_mul(step, j->width, &n) || (st = kv_array(&v, n, sizeof *v, err)))
         return st ? st : kv_fail(err, KV_EFORMAT, "rows of %u elements", j->width);
     for (uint32_t r = j->a; r < j->b && !st; r += step) {
@@ -166,7 +165,10 @@ static kv_status cat_array(job *j, const char *path, kv_error *err)
     size_t count, first = kvt_group(j->t, (uint32_t)j->stream, j->layer[0], &count);
     if (!derived && count && j->t->entry[first].dtype == KV_F16) j->type = KV_F16;
     if (!derived) j->width = kv_trace_width(j->t, j->stream);
-    size_t most = (size_t)j->width * 256;
+    /* Whole blocks where they fit: a block is decoded anew for every step in it. */
+    size_t most = ((size_t)16 << 20) / j->width;
+    j->step = most < 1 ? 1 : most > KVT_BLOCK_ROWS ? KVT_BLOCK_ROWS : (uint32_t)most;
+    most = (size_t)j->step * j->width;
     if ((st = kv_array(&j->row, j->width, sizeof *j->row, err)) || (st = kv_array(&j->half, most, 2, err)) ||
         (st = kv_array(&j->sum, derived && j->how == COLSUM ? j->in->n_prompt : 0, sizeof *j->sum, err)) ||
         (path && (st = begin(j, path, err))))

@@ -81,7 +81,7 @@ static void print_table(const kv_trace *t)
     printf("\nrecorded  %s at %s, scale %.6g", i->record, kv_dtype_name(i->dtype), (double)i->scale);
     if (i->softcap > 0) printf(", softcap %.6g", (double)i->softcap);
     if (windowed) printf(", %u sliding-window layers", windowed);
-    if (i->wo_sha256) printf(", W_O in wo-%.16s.kvt", i->wo_sha256);
+    if (i->wo_sha256) printf(", W_O in wo-%.16s.kvw", i->wo_sha256);
     printf("\ncontent   %s\n\n%-11s %-5s %7s %14s %14s %7s\n", t->sha, "stream", "type", "chunks", "raw bytes",
            "stored bytes", "ratio");
     for (uint32_t s = 0; s < 32; s++) {

@@ -70,7 +70,7 @@ typedef struct {
     uint32_t obs_rows;          /* at level obs: query rows kept before each cut point */
     kv_span *evidence; uint32_t n_evidence;
     kv_span question;           /* {0,0} = none */
-    char *wo_sha256;            /* hash naming the side file with W_O ("wo-<first 16>.kvt"), NULL = embedded or none */
+    char *wo_sha256;            /* hash naming the side file with W_O ("wo-<first 16>.kvw"), NULL = embedded or none */
     char *extra;                /* JSON object with everything else (source, tokenizer, run, segments, ...), or NULL */
 } kv_trace_info;
 
@@ -108,7 +108,7 @@ kv_status kv_trace_read_wo(const kv_trace *t, uint32_t layer, float *dst, kv_err
 
 /* The side file is itself a trace (metadata with wo_sha256 set, KV_S_WO chunks). wo_sha256 is the SHA-256 over, for
  * each of its layers in ascending order, four u32 (layer number, rows, width, dtype) and the raw elements in row order; feed
- * the layers to kv_wo_hash, then kv_sha256_hex. kv_wo_path: "<folder of trace_path>/wo-<first 16>.kvt", free() it. */
+ * the layers to kv_wo_hash, then kv_sha256_hex. kv_wo_path: "<folder of trace_path>/wo-<first 16>.kvw", free() it. */
 void kv_wo_hash(kv_sha256 *s, uint32_t layer, uint32_t rows, uint32_t width, kv_dtype t, const void *raw);
 char *kv_wo_path(const char *trace_path, const char *wo_sha256);
 

@@ -1,15 +1,16 @@
-/* capkv - CAPKV (arXiv 2604.25975, kvpress cap_press.py; policies.md 8.1): what a token adds to the capacity of the values, weighted
- * by how well its key agrees with the queries. For each query head, behind the sinks,
- *     w_i = exp(tau cos(k_i, anchor) - max),  M = I + sum (w_i + epsilon) v_i v_i^T,  score_i = w_i v_i^T M^-1 v_i,
- * then the mean over the group. anchor = mean query before RoPE, turned by the average rotation of the next n_future positions.
- * M^-1 by Cholesky in double. The first `sinks` score above all others. */
+/* capkv - CAPKV (arXiv 2604.25975, kvpress cap_press.py; policies.md 8.1): what a token adds to the capacity of the
+ * values, weighted by how well its key agrees with the queries. For each query head, behind the sinks, w_i = exp(tau
+ * cos(k_i, anchor) - max),  M = I + sum (w_i + epsilon) v_i v_i^T,  score_i = w_i v_i^T M^-1 v_i, then the mean over
+ * the group. anchor = mean query before RoPE, turned by the average rotation of the next n_future positions. M^-1 by
+ * Cholesky in double. The first `sinks` score above all others. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "sim/query_stats.h"
 #include "sim/scorer.h"
 
-/* w[i] = exp(tau cos(k_i, anchor) - the largest of them); norms have torch's floor of 1e-12, cosines are clamped to -1..1. */
+/* w[i] = exp(tau cos(k_i, anchor) - the largest of them); norms have torch's floor of 1e-12, cosines are clamped to
+ * -1..1. */
 static void weights(size_t n, size_t d, const double *anchor, double tau, const float *k, double *w)
 {
     double a2 = 0, max = -INFINITY;
@@ -60,5 +61,10 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return st;
 }
 
-const kv_scorer kv_scorer_capkv = {"capkv", "capacity a value adds, weighted by its key's agreement with the mean query",
-                                   "sinks n_future tau epsilon window", KV_NEED_QUERIES, false, false, score};
+const kv_scorer kv_scorer_capkv = {"capkv",
+                                   "capacity a value adds, weighted by its key's agreement with the mean query",
+                                   "sinks n_future tau epsilon window",
+                                   KV_NEED_QUERIES,
+                                   false,
+                                   false,
+                                   score};

@@ -1,6 +1,7 @@
-/* cur - CurDKV (arXiv 2509.15038, kvpress cur_press.py with its defaults: kv_product, local approximation, no random projection).
- * |k|^2 and |v|^2, each divided by its sum over an aligned window of local_window tokens; their product, divided by its sum over
- * the prompt. The first `sinks` score 1. A window of zero keys or values scores 0 (kvpress: NaN for the whole head). */
+/* cur - CurDKV (arXiv 2509.15038, kvpress cur_press.py with its defaults: kv_product, local approximation, no random
+ * projection). |k|^2 and |v|^2, each divided by its sum over an aligned window of local_window tokens; their product,
+ * divided by its sum over the prompt. The first `sinks` score 1. A window of zero keys or values scores 0 (kvpress: NaN
+ * for the whole head). */
 #include <stdlib.h>
 
 #include "sim/scorer.h"
@@ -33,12 +34,18 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
         leverage(L, d, s->local_window, l->k + h * l->scene->n_token * d, k2);
         leverage(L, d, s->local_window, l->v + h * l->scene->n_token * d, v2);
         for (size_t i = 0; i < L; i++) sum += k2[i] * v2[i];
-        for (size_t i = 0; i < L; i++) per_kv[h * L + i] = i < s->sinks ? 1 : sum > 0 ? (float)(k2[i] * v2[i] / sum) : 0;
+        for (size_t i = 0; i < L; i++)
+            per_kv[h * L + i] = i < s->sinks ? 1 : sum > 0 ? (float)(k2[i] * v2[i] / sum) : 0;
     }
     if (!st) kv_spread_kv(l, s, per_kv, out);
     free(per_kv), free(k2), free(v2);
     return st;
 }
 
-const kv_scorer kv_scorer_cur = {"cur", "squared norms of key and value, relative to their local window",
-                                 "sinks local_window window", 0, false, false, score};
+const kv_scorer kv_scorer_cur = {"cur",
+                                 "squared norms of key and value, relative to their local window",
+                                 "sinks local_window window",
+                                 0,
+                                 false,
+                                 false,
+                                 score};

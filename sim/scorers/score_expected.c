@@ -1,9 +1,9 @@
 /* expected - attention that later queries are expected to pay (Expected Attention, arXiv 2510.00636, kvpress
- * expected_attention_press.py; policies.md 8.1). Queries before RoPE are taken as normal with mean mu and covariance S, both
- * turned by the average rotation of the next n_future positions:
- *     z_i = scale <mu, k_i> + scale^2 / 2 k_i^T S k_i,   score_i = (mean over the group of softmax(z)_i + epsilon) |v_i|
- * over the positions behind `sinks`, which score above all others. mu and S come from the prompt's queries behind the sinks
- * (divisor n), or for score=expected_stats from files. scale is the trace's, 1/sqrt(d) in kvpress. */
+ * expected_attention_press.py; policies.md 8.1). Queries before RoPE are taken as normal with mean mu and covariance S,
+ * both turned by the average rotation of the next n_future positions: z_i = scale <mu, k_i> + scale^2 / 2 k_i^T S k_i,
+ * score_i = (mean over the group of softmax(z)_i + epsilon) |v_i| over the positions behind `sinks`, which score above
+ * all others. mu and S come from the prompt's queries behind the sinks (divisor n), or for score=expected_stats from
+ * files. scale is the trace's, 1/sqrt(d) in kvpress. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -11,18 +11,20 @@
 #include "sim/scorer.h"
 #include "traces/npy.h"
 
-/* The block of n doubles that belongs to (layer, head) of a file [layers, query heads, ...]; layers are those of the trace, or
- * all of the model. */
-static kv_status file_rows(const kv_layer *l, const char *path, const char *what, uint32_t rank, kv_npy *a, kv_error *err)
+/* The block of n doubles that belongs to (layer, head) of a file [layers, query heads, ...]; layers are those of the
+ * trace, or all of the model. */
+static kv_status file_rows(const kv_layer *l, const char *path, const char *what, uint32_t rank, kv_npy *a,
+                           kv_error *err)
 {
     const kv_trace_info *in = l->scene->info;
     kv_status st = kv_npy_read(path, a, err);
     if (st) return st;
-    bool fits = a->rank == rank && (a->shape[0] == in->n_layer || a->shape[0] == in->n_layer_model) && a->shape[1] == l->n_q_head;
+    bool fits = a->rank == rank && (a->shape[0] == in->n_layer || a->shape[0] == in->n_layer_model) &&
+                a->shape[1] == l->n_q_head;
     for (uint32_t i = 2; i < rank && fits; i++) fits = a->shape[i] == l->d;
     if (!fits)
-        return kv_fail(err, KV_EFORMAT, "%s='%s': want an array [%u layers, %u query heads, %u%s]", what, path, in->n_layer,
-                       l->n_q_head, l->d, rank == 4 ? ", head size again" : "");
+        return kv_fail(err, KV_EFORMAT, "%s='%s': want an array [%u layers, %u query heads, %u%s]", what, path,
+                       in->n_layer, l->n_q_head, l->d, rank == 4 ? ", head size again" : "");
     return kv_npy_to_f32(a, err);
 }
 
@@ -33,8 +35,8 @@ static const float *block(const kv_layer *l, const kv_npy *a, size_t h, size_t n
 }
 
 /* to[0..L-first) = probabilities of one query head; k = its keys from position `first` on. */
-static kv_status head_probs(const kv_layer *l, const kv_spec *s, const double *mu, double *cov, size_t n, const float *k,
-                            double *z, kv_error *err)
+static kv_status head_probs(const kv_layer *l, const kv_spec *s, const double *mu, double *cov, size_t n,
+                            const float *k, double *z, kv_error *err)
 {
     size_t d = l->d, ld = kv_pad4(d);
     double max = -INFINITY, sum = 0;
@@ -105,19 +107,32 @@ static kv_status run(kv_layer *l, const kv_spec *s, bool from_files, float *out,
 static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 {
     if (s->mean_file || s->cov_file)
-        return kv_fail(err, KV_EMISUSE, "policy '%s': mean= and cov= are read by score=expected_stats (kvpress.expected_attention_stats)",
-                       s->row->name);
+        return kv_fail(
+            err, KV_EMISUSE,
+            "policy '%s': mean= and cov= are read by score=expected_stats (kvpress.expected_attention_stats)",
+            s->row->name);
     return run(l, s, false, out, err);
 }
 
 static kv_status score_stats(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 {
     if (!s->mean_file || (s->use_covariance && !s->cov_file))
-        return kv_fail(err, KV_EMISUSE, "policy '%s' needs mean=FILE.npy and, unless use_covariance=0, cov=FILE.npy", s->row->name);
+        return kv_fail(err, KV_EMISUSE, "policy '%s' needs mean=FILE.npy and, unless use_covariance=0, cov=FILE.npy",
+                       s->row->name);
     return run(l, s, true, out, err);
 }
 
-const kv_scorer kv_scorer_expected = {"expected", "attention expected from normal queries of the prompt's mean and covariance",
-                                      "sinks n_future use_covariance use_vnorm epsilon window", KV_NEED_QUERIES, false, false, score};
-const kv_scorer kv_scorer_expected_stats = {"expected_stats", "the same with mean and covariance from files",
-                                            "sinks n_future use_covariance use_vnorm epsilon mean cov window", 0, false, false, score_stats};
+const kv_scorer kv_scorer_expected = {"expected",
+                                      "attention expected from normal queries of the prompt's mean and covariance",
+                                      "sinks n_future use_covariance use_vnorm epsilon window",
+                                      KV_NEED_QUERIES,
+                                      false,
+                                      false,
+                                      score};
+const kv_scorer kv_scorer_expected_stats = {"expected_stats",
+                                            "the same with mean and covariance from files",
+                                            "sinks n_future use_covariance use_vnorm epsilon mean cov window",
+                                            0,
+                                            false,
+                                            false,
+                                            score_stats};

@@ -1,6 +1,6 @@
-/* keydiff - minus the cosine between a key and the mean direction of all keys of its head (KeyDiff, arXiv 2504.15364, as kvpress
- * runs it: one anchor for the whole prompt; the paper's is recomputed block by block). Norms have the floors of torch's
- * normalize (1e-12) and cosine_similarity (1e-8), so a zero key scores 0. */
+/* keydiff - minus the cosine between a key and the mean direction of all keys of its head (KeyDiff, arXiv 2504.15364,
+ * as kvpress runs it: one anchor for the whole prompt; the paper's is recomputed block by block). Norms have the floors
+ * of torch's normalize (1e-12) and cosine_similarity (1e-8), so a zero key scores 0. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -1,10 +1,10 @@
-/* lag - LagKV (arXiv 2504.04704, kvpress lagkv_press.py without cross_scoring). Behind the sinks the prompt is cut into chunks of
- * lag_size. Each channel of a chunk is scaled by the minimum and maximum that the next chunk has in it; a token's value is
- * the standard deviation over channels (divisor d-1), softmaxed over the chunk, the mean of keys and values. The score is the rank
- * within the chunk over lag_size: all chunks have the same scores, so every cut ties between chunks and our tie rule
- * (lower position first) decides where kvpress leaves it to the sort. Sinks, the last full chunk and the rest score 1.
- * Below sinks + 2 lag_size tokens the score is recency. A channel that is constant in the next chunk makes a chunk's values
- * undefined there (0/0); here such a chunk ranks by position. */
+/* lag - LagKV (arXiv 2504.04704, kvpress lagkv_press.py without cross_scoring). Behind the sinks the prompt is cut into
+ * chunks of lag_size. Each channel of a chunk is scaled by the minimum and maximum that the next chunk has in it; a
+ * token's value is the standard deviation over channels (divisor d-1), softmaxed over the chunk, the mean of keys and
+ * values. The score is the rank within the chunk over lag_size: all chunks have the same scores, so every cut ties
+ * between chunks and our tie rule (lower position first) decides where kvpress leaves it to the sort. Sinks, the last
+ * full chunk and the rest score 1. Below sinks + 2 lag_size tokens the score is recency. A channel that is constant in
+ * the next chunk makes a chunk's values undefined there (0/0); here such a chunk ranks by position. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -58,7 +58,8 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     for (size_t h = 0; h < l->n_kv_head && !st; h++) {
         const float *k = l->k + h * l->scene->n_token * d, *v = l->v + h * l->scene->n_token * d;
         float *to = per_kv + h * L;
-        for (size_t i = 0; i < L; i++) to[i] = few && i >= sinks ? (float)((double)(i - sinks) / (double)(L - sinks)) : 1;
+        for (size_t i = 0; i < L; i++)
+            to[i] = few && i >= sinks ? (float)((double)(i - sinks) / (double)(L - sinks)) : 1;
         for (size_t a = sinks; !few && a + 2 * n <= L && !st; a += n) {
             memset(value, 0, n * sizeof *value);
             add_states(n, d, k + a * d, lo, hi, dev, value);
@@ -73,5 +74,6 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return st;
 }
 
-const kv_scorer kv_scorer_lag = {"lag", "rank in its chunk by deviation against the next chunk's range",
-                                 "sinks lag_size window", 0, false, false, score};
+const kv_scorer kv_scorer_lag = {
+    "lag", "rank in its chunk by deviation against the next chunk's range", "sinks lag_size window", 0, false, false,
+    score};

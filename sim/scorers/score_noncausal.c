@@ -1,11 +1,12 @@
-/* noncausal - column sums of attention in which every row of an aligned chunk sees the whole chunk, times |v|, smoothed over three
- * positions, z-scored (the attention part of Compactor, arXiv 2507.08143, kvpress non_causal_attention_press.py at 8bb29b9).
- * That snapshot's peculiarities are kept: logits are not scaled by 1/sqrt(d); the zero keys that pad the last chunk are
- * masked with -1e-9, that is not at all, so they take their share of the softmax, and the zero queries beside them spread
- * theirs evenly; mean and standard deviation of the z-score run over all heads of the layer. The z-score moves no kept set
- * within a layer.
+/* noncausal - column sums of attention in which every row of an aligned chunk sees the whole chunk, times |v|, smoothed
+ * over three positions, z-scored (the attention part of Compactor, arXiv 2507.08143, kvpress
+ * non_causal_attention_press.py at 8bb29b9). That snapshot's peculiarities are kept: logits are not scaled by
+ * 1/sqrt(d); the zero keys that pad the last chunk are masked with -1e-9, that is not at all, so they take their share
+ * of the softmax, and the zero queries beside them spread theirs evenly; mean and standard deviation of the z-score run
+ * over all heads of the layer. The z-score moves no kept set within a layer.
  *
- * `pad` zero keys of logit 0 are one such key in kv_probs: with its share p0 the other shares shrink by 1 + (pad - 1) p0. */
+ * `pad` zero keys of logit 0 are one such key in kv_probs: with its share p0 the other shares shrink by 1 + (pad - 1)
+ * p0. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -74,5 +75,10 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return st;
 }
 
-const kv_scorer kv_scorer_noncausal = {"noncausal", "column sums of two-sided attention in chunks, times the value's norm",
-                                       "chunk_size window", KV_NEED_QUERIES, false, false, score};
+const kv_scorer kv_scorer_noncausal = {"noncausal",
+                                       "column sums of two-sided attention in chunks, times the value's norm",
+                                       "chunk_size window",
+                                       KV_NEED_QUERIES,
+                                       false,
+                                       false,
+                                       score};

@@ -1,10 +1,10 @@
-/* rkv - R-KV (arXiv 2505.24133, Zefan-Cai/R-KV r1_kv.py, utils.py) as one cut: lambda * importance - (1 - lambda) * redundancy.
- * Importance: logits of the last `window` queries, the largest of the group before the softmax, no causal mask, softmax over
- * the scored columns only, mean over rows, max-pooled. Redundancy: cosines of all pairs of keys, 0 on the diagonal; in
- * each row one key that counts as the one to retain is set to 0: the last above 0.5, column 0 when there is none
- * (retain_direction=last), or always column 0 (first: the code takes the smallest of the columns above 0.5 and 0 for the others,
- * and the diagonal is such another); mean over rows, softmax over all columns. L^2 d work in blocks of rows.
- * The decode-time trigger of R-KV is not replayed. */
+/* rkv - R-KV (arXiv 2505.24133, Zefan-Cai/R-KV r1_kv.py, utils.py) as one cut: lambda * importance - (1 - lambda) *
+ * redundancy. Importance: logits of the last `window` queries, the largest of the group before the softmax, no causal
+ * mask, softmax over the scored columns only, mean over rows, max-pooled. Redundancy: cosines of all pairs of keys, 0
+ * on the diagonal; in each row one key that counts as the one to retain is set to 0: the last above 0.5, column 0 when
+ * there is none (retain_direction=last), or always column 0 (first: the code takes the smallest of the columns above
+ * 0.5 and 0 for the others, and the diagonal is such another); mean over rows, softmax over all columns. L^2 d work in
+ * blocks of rows. The decode-time trigger of R-KV is not replayed. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -15,8 +15,8 @@
 enum { ROWS = 96, DIRECTION_LAST = 0 };
 
 /* out [n_row][ld] = q [n_row][d] . k [n_key][d]; ld >= n_key rounded up to the panel. */
-KV_INLINE void dots_body(const bool v3, size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel,
-                         float *out, size_t ld)
+KV_INLINE void dots_body(const bool v3, size_t n_row, size_t d, const float *q, size_t n_key, const float *k,
+                         float *panel, float *out, size_t ld)
 {
     for (size_t j = 0; j < n_key; j += KV_PANEL) {
         kv_panel_fill(v3, n_key - j < KV_PANEL ? n_key - j : KV_PANEL, d, k + j * d, panel);
@@ -24,18 +24,20 @@ KV_INLINE void dots_body(const bool v3, size_t n_row, size_t d, const float *q, 
     }
 }
 
-static void dots_plain(size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel, float *out, size_t ld)
+static void dots_plain(size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel, float *out,
+                       size_t ld)
 {
     dots_body(false, n_row, d, q, n_key, k, panel, out, ld);
 }
 
-KV_V3 static void dots_v3(size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel, float *out,
-                          size_t ld)
+KV_V3 static void dots_v3(size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel,
+                          float *out, size_t ld)
 {
     dots_body(KV_HAVE_V3, n_row, d, q, n_key, k, panel, out, ld);
 }
 
-static void dots(size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel, float *out, size_t ld)
+static void dots(size_t n_row, size_t d, const float *q, size_t n_key, const float *k, float *panel, float *out,
+                 size_t ld)
 {
     (kv_has_v3() ? dots_v3 : dots_plain)(n_row, d, q, n_key, k, panel, out, ld);
 }
@@ -56,7 +58,8 @@ static void importance(const kv_layer *l, size_t h, size_t w, size_t n, float *q
     memset(mean, 0, n * sizeof *mean);
     for (size_t r = 0; r < w; r++) {
         for (size_t g = 0; g < l->group; g++)
-            memcpy(q + g * d, l->q_win + ((h * l->group + g) * l->max_window + (l->max_window - w) + r) * d, d * sizeof *q);
+            memcpy(q + g * d, l->q_win + ((h * l->group + g) * l->max_window + (l->max_window - w) + r) * d,
+                   d * sizeof *q);
         for (size_t i = 0; i < n; i++) row[i] = -INFINITY;
         for (size_t g = 0; g < l->group; g++) {
             dots(1, d, q + g * d, n, l->k + h * l->scene->n_token * d, panel, block, ld);
@@ -69,7 +72,8 @@ static void importance(const kv_layer *l, size_t h, size_t w, size_t n, float *q
 }
 
 /* to[0..L) = softmax of the mean similarity of each key to the others. unit [L][d]: keys of length 1. */
-static void redundancy(size_t L, size_t d, const float *unit, bool last, float *panel, float *block, size_t ld, double *to)
+static void redundancy(size_t L, size_t d, const float *unit, bool last, float *panel, float *block, size_t ld,
+                       double *to)
 {
     memset(to, 0, L * sizeof *to);
     for (size_t r0 = 0; r0 < L; r0 += ROWS) {
@@ -90,7 +94,8 @@ static void redundancy(size_t L, size_t d, const float *unit, bool last, float *
 
 static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 {
-    size_t d = l->d, L = l->L, w = s->window < L ? s->window : L, n = L - w, ld = (L + KV_PANEL - 1) / KV_PANEL * KV_PANEL;
+    size_t d = l->d, L = l->L, w = s->window < L ? s->window : L, n = L - w,
+           ld = (L + KV_PANEL - 1) / KV_PANEL * KV_PANEL;
     float *attention = NULL, *alike = NULL, *mixed = NULL, *unit = NULL, *panel = NULL, *block = NULL, *q = NULL;
     double *row = NULL, *mean = NULL;
     kv_status st = kv_array(&attention, l->n_q_head * L, sizeof *attention, err);
@@ -126,5 +131,10 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return st;
 }
 
-const kv_scorer kv_scorer_rkv = {"rkv", "attention of the window against similarity to other keys",
-                                 "window pooling kernel mix_lambda retain_direction", KV_NEED_WINDOW, true, false, score};
+const kv_scorer kv_scorer_rkv = {"rkv",
+                                 "attention of the window against similarity to other keys",
+                                 "window pooling kernel mix_lambda retain_direction",
+                                 KV_NEED_WINDOW,
+                                 true,
+                                 false,
+                                 score};
