@@ -103,7 +103,7 @@ test:
 	@sh tests/run.sh $(OUT)
 tests: $(TESTS)
 ## bench: timings as CSV, one row per thing measured (needs `make model`)
-bench: all $(OUT)/tests/bench_kernels
+bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path
 	@sh tests/bench.sh $(OUT)
 
 # ---------------------------------------------------------------------------------------------------- checks

@@ -35,7 +35,9 @@ static double of_head(kv_metric_id m, const kv_head_sums *s)
 {
     switch (m) {
     case KV_M_RECALL: return s->recall / s->n;
-    case KV_M_RECALL_CONTESTED: return s->contested_all > 0 ? s->contested_kept / s->contested_all : NAN;
+    case KV_M_RECALL_CONTESTED: /* numerator and denominator are two sums: 1 exactly where nothing was dropped, never above */
+        if (!(s->contested_all > 0)) return NAN;
+        return s->n_whole == s->n ? 1 : fmin(s->contested_kept / s->contested_all, 1);
     case KV_M_RECALL_PROMPT: return s->n_prompt ? s->recall_prompt / s->n_prompt : NAN;
     case KV_M_NATS_LOST: return s->nats / s->n;
     case KV_M_RECALL_MIN: return s->recall_min;

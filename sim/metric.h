@@ -32,7 +32,7 @@ typedef struct {
     double recall_prompt;     /* over n_prompt rows that give the prompt any mass */
     double contested_kept, contested_all;
     double head_error, value_distance; /* the latter over n_distance rows that lost anything */
-    uint32_t n, n_prompt, n_capped, n_distance;
+    uint32_t n, n_prompt, n_capped, n_distance, n_whole; /* n_whole: rows that saw everything */
 } kv_head_sums;
 
 /* One value of one metric. layer, head = -1 where aggregated. */

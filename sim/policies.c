@@ -46,7 +46,7 @@ const kv_policy kv_policies[] = {
     {"criticalkv", "half by SnapKV, half by score times projected value norm", "CriticalKV, arXiv 2502.03805",
      "NVIDIA/kvpress criticalkv_press.py", CODE " (kvpress.criticalkv; here on this table's SnapKV scores)", "yes (two stages)",
      SNAP ",select=two-stage,epsilon=0.0001"},
-    {"oracle", "largest future mass per head: the best fixed set for recall at uniform counts", "policies.md O1",
+    {"oracle", "largest future mass per head at uniform counts", "policies.md O1",
      "definition", "exact for mean recall by construction; brute-force twin in tests", "yes", "score=future,window=32"},
     {"oracle-layer", "largest future mass over the heads of a layer", "policies.md O2", "definition",
      "exact for mean recall by construction; brute-force twin in tests", "yes",

@@ -68,7 +68,7 @@ typedef struct {
     uint32_t protect_sink, protect_recent; /* from --protect */
     double gamma, alpha, beta, tau1, tau2;
     /* read by single scorers and selectors, which say so in their `params` */
-    uint32_t n_future, use_covariance, use_vnorm, lag_size, chunk_size, local_window, retain_direction, chunk_length, block_size;
+    uint32_t n_future, use_covariance, use_vnorm, lag_size, chunk_size, local_window, leverage_type, retain_direction, chunk_length, block_size;
     double epsilon, tau, mix_lambda, first_stage_ratio;
     char *mean_file, *cov_file, *importance;
     uint64_t seed;         /* of `random` */

@@ -117,6 +117,7 @@ static void account(kv_head_sums *s, double mass, double cmass, double base, con
     if (nats > NATS_CAP) nats = NATS_CAP, s->n_capped++;
     s->nats += nats;
     s->contested_kept += cmass;
+    s->n_whole += whole;
     if (base < 1 - 1e-9) {
         double share = (R - base) / (1 - base);
         s->recall_prompt += share < 0 ? 0 : share > 1 ? 1 : share;

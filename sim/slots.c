@@ -42,6 +42,7 @@ static const slot SLOTS[] = {
     {"kernel", {0}, T_U32, AT(kernel), 1, 999, R_RANK, 0, "pooling width, odd"},
     {"lag_size", {0}, T_U32, AT(lag_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=lag)"},
     {"layers", {0}, T_CHOICE, AT(layers), 0, 0, R_COUNT, "uniform|pyramid-kvf|pyramid-ffy0|pyramid-kvpress|cake|pool|lava|lava-code", "how many slots each layer gets"},
+    {"leverage_type", {0}, T_CHOICE, AT(leverage_type), 0, 0, R_RANK, "kv_product", "how key and value leverage are combined (score=cur); the other kinds of kvpress are not here"},
     {"local_window", {0}, T_U32, AT(local_window), 1, 1u << 20, R_RANK, 0, "tokens of a local window (score=cur)"},
     {"mean", {0}, T_FILE, AT(mean_file), 0, 0, R_RANK, 0, "query means before RoPE, .npy [layers, query heads, d]"},
     {"mix_lambda", {0}, T_F64, AT(mix_lambda), 0, 1, R_RANK, 0, "weight of attention against redundancy (score=rkv)"},

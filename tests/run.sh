@@ -32,6 +32,7 @@ run() {
 for t in "$bin"/tests/test_*; do [ -x "$t" ] && run "$(basename "$t")" "$t"; done
 run command-line sh tests/cli/run.sh "$bin"
 run arrows sh -c 'sh tests/arrows.sh && echo "1 passed, 0 failed"'
+run readme sh tests/readme.sh "$bin"
 run kvt.py python3 tests/kvt_check.py "$bin"
 run golden-models python3 tests/golden/drive_models.py "$bin" tests/golden/models gguf
 run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/models malformed

@@ -1,0 +1,215 @@
+/* bench_path.c MODEL PROMPTS.jsonl ID - the main jobs end to end, as CSV: capture against the same model's plain
+ * forward pass, compression and reading per stream, replay at 1 and 64 budgets. Every ratio compares two things of the
+ * same run, alternated; medians of REPEAT. */
+#include <stdlib.h>
+#include <time.h>
+
+#include "capture/run.h"
+#include "capture/tokenizer.h"
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "sim/replay.h"
+#include "traces/cli.h"
+
+enum { REPEAT = 5 };
+
+static double now_s(clockid_t c)
+{
+    struct timespec t;
+    clock_gettime(c, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* name,what,median,min,unit: median and smallest of n values, which are sorted. */
+static double row(const char *name, const char *what, double *v, int n, const char *unit)
+{
+    qsort(v, (size_t)n, sizeof *v, ascending);
+    printf("%s,%s,%.4g,%.4g,%s\n", name, what, v[n / 2], v[0], unit);
+    fflush(stdout);
+    return v[n / 2];
+}
+
+static void die(const kv_error *e)
+{
+    fprintf(stderr, "bench_path: %s\n", e->msg);
+    exit(1);
+}
+
+/* Logits of every row, as any forward pass that scores a text has them; nothing is kept. */
+static kv_status see_logits(void *ctx, uint32_t row0, uint32_t n, const float *logits, kv_error *err)
+{
+    (void)row0, (void)n, (void)err;
+    *(float *)ctx = logits[0];
+    return KV_OK;
+}
+
+static void capture(const kv_model *m, kv_job *j)
+{
+    double plain[REPEAT], rec[2][REPEAT], cpu[3][REPEAT];
+    static const kv_record_level LEVEL[2] = {KV_RECORD_QKV, KV_RECORD_OBS};
+    kv_error e = {""};
+    for (int r = 0; r < REPEAT; r++) {
+        kv_engine_options o = {.dtype = KV_F16, .threads = kv_cpu_count(), .capacity = j->n_token};
+        kv_engine *en = NULL;
+        float sink;
+        kv_engine_hook hook = {.ctx = &sink, .logits = see_logits};
+        double t = now_s(CLOCK_MONOTONIC), c = now_s(CLOCK_PROCESS_CPUTIME_ID);
+        if (kv_engine_open_cpu(m, &o, &en, &e) || kv_engine_run(en, j->token, j->n_token, &hook, NULL, &e)) die(&e);
+        kv_engine_close(en);
+        plain[r] = j->n_token / (now_s(CLOCK_MONOTONIC) - t), cpu[2][r] = now_s(CLOCK_PROCESS_CPUTIME_ID) - c;
+        for (int l = 0; l < 2; l++) {
+            kv_capture_request q = {.level = LEVEL[l], .dtype = KV_F16, .wo = "none", .threads = kv_cpu_count()};
+            kv_capture_plan p;
+            kv_capture_result res;
+            if (kv_capture_plan_open(m, &q, j, &p, &e)) die(&e);
+            t = now_s(CLOCK_MONOTONIC), c = now_s(CLOCK_PROCESS_CPUTIME_ID);
+            if (kv_capture_plan_run(&p, m, &q, j, "build/bench.kvt", &res, &e)) die(&e);
+            rec[l][r] = j->n_token / (now_s(CLOCK_MONOTONIC) - t), cpu[l][r] = now_s(CLOCK_PROCESS_CPUTIME_ID) - c;
+            kv_capture_plan_close(&p);
+        }
+    }
+    double p = row("forward", "plain forward pass", plain, REPEAT, "tokens/s");
+    double q = row("capture", "--record qkv", rec[0], REPEAT, "tokens/s"),
+           o = row("capture", "--record obs", rec[1], REPEAT, "tokens/s");
+    row("forward_cpu", "plain forward pass", cpu[2], REPEAT, "CPU-s"),
+        row("capture_cpu", "--record qkv", cpu[0], REPEAT, "CPU-s");
+    row("capture_cpu", "--record obs", cpu[1], REPEAT, "CPU-s");
+    printf("capture_cost,plain / qkv,%.3f,,ratio\ncapture_cost,plain / obs,%.3f,,ratio\n", p / q, p / o);
+}
+
+/* Write and read one stream of the captured trace through /dev/null and from the page cache. */
+static void stream(const kv_trace *t, kv_stream s, kv_dtype dtype)
+{
+    const kv_trace_info *in = kv_trace_get_info(t);
+    uint32_t heads = s == KV_S_Q ? in->n_q_head : in->n_kv_head, N = in->n_token, d = in->head_dim;
+    size_t n = (size_t)heads * N * d;
+    float *x = malloc(n * sizeof *x);
+    uint8_t *raw = malloc(n * 2);
+    double rate[REPEAT], read[REPEAT], ratio = 0;
+    kv_error e = {""};
+    char what[32];
+    for (int r = 0; r < REPEAT && x && raw; r++) {
+        kv_trace_info out = *in;
+        kv_trace_writer *w = NULL;
+        double spent = 0, got = 0;
+        out.dtype = dtype;
+        if (kv_trace_create("/dev/null", &out, NULL, 0, &w, &e)) die(&e);
+        for (uint32_t l = 0; l < in->n_layer; l++) {
+            double t0 = now_s(CLOCK_MONOTONIC);
+            for (uint32_t h = 0; h < heads; h++)
+                if (kv_trace_read_f32(t, s, in->layer[l], h, 0, N, x + (size_t)h * N * d, &e)) die(&e);
+            got += now_s(CLOCK_MONOTONIC) - t0;
+            kv_encode_f32(dtype, x, n, raw);
+            kv_chunk c = {
+                .stream = s, .layer = in->layer[l], .head_count = heads, .token_count = N, .width = d, .dtype = dtype};
+            t0 = now_s(CLOCK_MONOTONIC);
+            if (kv_trace_put(w, &c, raw, &e)) die(&e);
+            spent += now_s(CLOCK_MONOTONIC) - t0;
+        }
+        kv_trace_usage u = kv_trace_writer_usage(w);
+        ratio = (double)u.raw[s] / (double)u.stored[s];
+        rate[r] = 2e-9 * (double)n * in->n_layer / spent, read[r] = 2e-9 * (double)n * in->n_layer / got;
+        kv_trace_abandon(w);
+    }
+    snprintf(what, sizeof what, "%s %s", kv_stream_name(s), kv_dtype_name(dtype));
+    row("write", what, rate, REPEAT, "GB/s one thread");
+    if (dtype == in->dtype) row("read", what, read, REPEAT, "GB/s one thread");
+    printf("ratio,%s,%.4f,,raw / stored\n", what, ratio);
+    free(x), free(raw);
+}
+
+/* Seconds for one plan and replay; the layers are loaded from the trace each time. */
+static double replay(const kv_trace *t, const char *policies, int n_budget, unsigned wanted, double *cpu)
+{
+    kv_error e = {""};
+    kv_scene sc;
+    kv_spec *spec = NULL;
+    kv_plan plan;
+    kv_replay rp;
+    size_t n_spec = 0, n = 0;
+    double t0 = now_s(CLOCK_MONOTONIC), c0 = now_s(CLOCK_PROCESS_CPUTIME_ID);
+    if (kv_scene_open(t, "prompt", 0, &sc, &e) || kv_spec_parse(policies, &spec, &n_spec, &e) ||
+        kv_plan_build(&sc, spec, n_spec, kv_cpu_count(), &plan, &e))
+        die(&e);
+    kv_point *p = calloc(n_spec * (size_t)n_budget, sizeof *p);
+    for (size_t i = 0; i < n_spec && p; i++)
+        for (int b = 0; b < n_budget; b++, n++) {
+            /* evenly spaced up to half of the prompt; a single budget is the largest of them */
+            kv_budget bud = {KV_BUDGET_TOKENS, (double)(sc.n_cut / 2 * (unsigned)(n_budget == 1 ? 64 : b + 1) / 64),
+                             ""};
+            p[n] = (kv_point){.spec = i,
+                              .c = kv_budget_resolve(&bud, sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
+            if (kv_array(&p[n].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[i]].n_unit, sizeof(uint32_t),
+                         &e) ||
+                kv_plan_counts(&plan, i, &p[n].c, p[n].counts, &e))
+                die(&e);
+        }
+    if (!p || kv_replay_run(&plan, p, n, wanted, kv_cpu_count(), NULL, NULL, &rp, &e)) die(&e);
+    *cpu = now_s(CLOCK_PROCESS_CPUTIME_ID) - c0;
+    double s = now_s(CLOCK_MONOTONIC) - t0;
+    for (size_t i = 0; i < n; i++) free(p[i].counts);
+    for (size_t i = 0; i < n_spec; i++) kv_spec_free(&spec[i]);
+    free(p), free(spec);
+    kv_replay_free(&rp), kv_plan_free(&plan), kv_scene_close(&sc);
+    return s;
+}
+
+int main(int argc, char **argv)
+{
+    kv_error e = {""};
+    kv_model *m = NULL;
+    kv_job j;
+    kv_trace *t = NULL;
+    kv_prompts ps;
+    if (argc != 4) return fprintf(stderr, "usage: bench_path MODEL.gguf PROMPTS.jsonl ID\n"), 2;
+    if (kv_model_open(argv[1], true, kv_cpu_count(), &m, &e) || kv_prompts_read(argv[2], &ps, &e)) die(&e);
+    size_t at = 0;
+    while (at < ps.n && strcmp(ps.v[at].id, argv[3])) at++;
+    if (at == ps.n) return fprintf(stderr, "bench_path: no prompt '%s'\n", argv[3]), 2;
+    if (kv_prompt_load(&ps.v[at], &e) || kv_job_from_prompt(m, &ps.v[at], false, KV_JOB_DECODE_ALL, &j, &e)) die(&e);
+    printf("# %s, %s, prompt %s: %u + %u tokens, %u cores, build %s\n", argv[0], m->desc.name, argv[3], j.n_prompt,
+           j.n_token - j.n_prompt, kv_cpu_count(), kv_build_id());
+    printf("name,what,median,min,unit\n");
+    capture(m, &j);
+    /* replay the qkv trace, which has everything */
+    kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F16, .wo = "embed", .threads = kv_cpu_count()};
+    kv_capture_plan p;
+    kv_capture_result res;
+    if (kv_capture_plan_open(m, &q, &j, &p, &e) || kv_capture_plan_run(&p, m, &q, &j, "build/bench.kvt", &res, &e))
+        die(&e);
+    kv_capture_plan_close(&p);
+    if (kv_trace_open("build/bench.kvt", &t, &e)) die(&e);
+    for (kv_stream s = KV_S_Q; s <= KV_S_V; s++) stream(t, s, KV_F16), stream(t, s, KV_BF16);
+    static const char *const ALL = "streaming,knorm,h2o,tova,snapkv,pyramidkv,ada-snapkv,cake";
+    static const char *const FAMILY = "snapkv,pyramidkv,ada-snapkv,ada-pyramidkv,snapkv:layers=cake";
+    unsigned cheap = 1u << KV_M_RECALL | 1u << KV_M_HEAD_ERROR, all = (1u << KV_M_COUNT) - 1;
+    double one[REPEAT], many[REPEAT], family[REPEAT], layer[REPEAT], eight[REPEAT], c[5][REPEAT];
+    for (int r = 0; r < REPEAT; r++) {
+        one[r] = replay(t, "snapkv", 1, cheap, &c[0][r]), many[r] = replay(t, "snapkv", 64, cheap, &c[1][r]);
+        family[r] = replay(t, FAMILY, 1, cheap, &c[2][r]), layer[r] = replay(t, "snapkv", 64, all, &c[3][r]),
+        eight[r] = replay(t, ALL, 16, all, &c[4][r]);
+    }
+    row("replay", "snapkv 1 budget: recall and head error", one, REPEAT, "s"),
+        row("replay", "snapkv 64 budgets: recall and head error", many, REPEAT, "s");
+    row("replay", "5 allocations of one ranking: 1 budget", family, REPEAT, "s");
+    row("replay", "snapkv 64 budgets: all metrics", layer, REPEAT, "s"),
+        row("replay", "8 policies x 16 budgets: all metrics", eight, REPEAT, "s");
+    double c1 = row("replay_cpu", "snapkv 1 budget: recall and head error", c[0], REPEAT, "CPU-s"),
+           c64 = row("replay_cpu", "snapkv 64 budgets: recall and head error", c[1], REPEAT, "CPU-s");
+    double cf = row("replay_cpu", "5 allocations of one ranking: 1 budget", c[2], REPEAT, "CPU-s");
+    row("replay_cpu", "snapkv 64 budgets: all metrics", c[3], REPEAT, "CPU-s"),
+        row("replay_cpu", "8 policies x 16 budgets: all metrics", c[4], REPEAT, "CPU-s");
+    printf("replay_cost,64 budgets / 1,%.3f,,ratio\nreplay_cost,5 allocations / 1,%.3f,,ratio\n", c64 / c1, cf / c1);
+    kv_trace_close(t);
+    kv_job_free(&j);
+    kv_prompts_free(&ps);
+    kv_model_close(m);
+    remove("build/bench.kvt");
+    return 0;
+}
