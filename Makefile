@@ -14,6 +14,8 @@ CUDA      ?= $(if $(NVCC),1,0)
 CUDA_ARCH ?= 80 90
 PREFIX    ?= /usr/local
 SAN       ?=
+# V=1 shows the commands
+say        = $(if $(V),,@echo "  $1";)
 comma     := ,
 hash      := \#
 OUT       := build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
@@ -39,10 +41,12 @@ KSRC      += $(wildcard kernels/nocuda.c)
 endif
 
 MAINS     := $(foreach p,$(PROGRAMS),$(MAIN_$p))
-LIBSRC    := $(filter-out $(MAINS),$(foreach m,traces capture sim analyze,$(wildcard $m/*.c $m/*/*.c))) $(KSRC)
+LIBSRC    := $(filter-out $(MAINS),$(foreach m,traces capture sim sim/scorers analyze,$(wildcard $m/*.c))) $(KSRC)
 LIB       := $(OBJ)/libkv.a
 BINS      := $(PROGRAMS:%=$(OUT)/%)
 TESTS     := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/test_*.c))
+PLUGINS   := $(patsubst sim/plugins/%.c,$(OUT)/plugins/%.so,$(wildcard sim/plugins/*.c)) \
+             $(patsubst %.c,$(OUT)/%.so,$(wildcard tests/plugins/*.c))
 
 ## all: the programs (default), in build/
 all: $(BINS)
@@ -55,27 +59,33 @@ $(OBJ)/traces/cli.c.o: $(OBJ)/build_id.h
 # SQL that programs carry in themselves.
 $(OBJ)/%.sql.h: %.sql
 	@mkdir -p $(@D)
-	sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
+	@sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
 $(OBJ)/sim/results.c.o: $(OBJ)/sim/schema.sql.h
 
 $(OBJ)/%.c.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(if $(filter kernels/%,$<),-O3) $(KFLAGS) -MMD -MP $(PKGCFLAGS) -c $< -o $@
+	$(call say,cc $<)$(CC) $(CFLAGS) $(if $(filter kernels/%,$<),-O3) $(CPPFLAGS) $(KFLAGS) -MMD -MP $(PKGCFLAGS) -c $< -o $@
 $(OBJ)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
+	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
 $(LIB): $(patsubst %,$(OBJ)/%.o,$(LIBSRC))
 	@rm -f $@ && ar rcs $@ $^
 define program
 $(OUT)/$1: $(OBJ)/$(MAIN_$1).o $(LIB)
 	@mkdir -p $$(@D)
-	$(CC) $(CFLAGS) $(KFLAGS) $$^ -o $$@ -rdynamic -Wl,--as-needed $$(LIBS) $(CULIBS)
+	$$(call say,ld $$@)$(CC) $(CFLAGS) $(KFLAGS) $$^ -o $$@ -rdynamic $(LDFLAGS) -Wl,--as-needed $$(LIBS) $(CULIBS)
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$p)))
 $(OUT)/tests/%: $(OBJ)/tests/%.c.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ -rdynamic -Wl,--as-needed $(LIBS) $(CULIBS)
-
+	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ -rdynamic $(LDFLAGS) -Wl,--as-needed $(LIBS) $(CULIBS)
+# Plug-ins are built as a stranger builds them: the public header and nothing else.
+PLUGIN     = $(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -shared -fPIC -ffp-contract=off $(WARN) \
+             $(filter -fsanitize=%,$(KFLAGS)) -Isim $< -o $@ -lm
+$(OUT)/plugins/%.so: sim/plugins/%.c sim/kvtrace_policy.h
+	$(PLUGIN)
+$(OUT)/tests/plugins/%.so: tests/plugins/%.c sim/kvtrace_policy.h
+	$(PLUGIN)
 
 # ---------------------------------------------------------------------------------------------------- packages
 DEB_BUILD := gcc libc6-dev pkg-config libzstd-dev libsqlite3-dev libopenblas-dev libjansson-dev libpcre2-dev gnuplot-nox
@@ -93,22 +103,22 @@ model:
 	@sh capture/get-model.sh build/models
 ## demo: model -> traces -> replay -> results.db -> figures in build/demo, in a few minutes on two cores
 demo: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@$(call install_cmd,$(DEB_MODEL)) || echo "demo: goes on without pip"
 	@sh analyze/demo.sh build build/demo
 ## test: units, goldens, command line; installs what it needs; GPU tests are skipped without a GPU
 test:
 	@$(call install_cmd,$(DEB_BUILD) $(DEB_TEST))
-	@$(MAKE) --no-print-directory all tests
+	@$(MAKE) --no-print-directory -j$$(nproc) all tests
 	@sh tests/run.sh $(OUT)
-tests: $(TESTS)
+tests: $(TESTS) $(PLUGINS)
 ## bench: timings as CSV, one row per thing measured (needs `make model`)
 bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path
 	@sh tests/bench.sh $(OUT)
 
 # ---------------------------------------------------------------------------------------------------- checks
-SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c tests/*.[ch])
-LINTFLAGS = $(KFLAGS) $(PKGCFLAGS) -fsyntax-only -Werror
+SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c sim/plugins/*.c tests/*.[ch] tests/plugins/*.c)
+LINTFLAGS = $(KFLAGS) -Isim $(PKGCFLAGS) -fsyntax-only -Werror
 ## lint: include arrows, each header alone, warnings as errors in gcc and clang, formatting
 lint: $(OBJ)/build_id.h $(OBJ)/sim/schema.sql.h
 	sh tests/arrows.sh
@@ -118,11 +128,12 @@ lint: $(OBJ)/build_id.h $(OBJ)/sim/schema.sql.h
 ## format: rewrite the sources with clang-format
 format:
 	clang-format -i $(SRCS)
-## install: programs and figures under $(PREFIX) (honours DESTDIR)
+## install: programs, figures and the plug-in header under $(PREFIX) (honours DESTDIR)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kvtrace/plots
 	install -m 755 $(BINS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 plots/*.sql plots/*.gp $(DESTDIR)$(PREFIX)/share/kvtrace/plots
+	install -m 644 -D sim/kvtrace_policy.h $(DESTDIR)$(PREFIX)/include/kvtrace_policy.h
 ## clean: remove what was built (the fetched model stays in build/models)
 clean:
 	find build -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#define BUSY_MS 10000
+
 struct kv_db {
     sqlite3 *h;
     char *path;
@@ -31,12 +33,29 @@ static kv_status sql_fail(kv_db *db, int rc, const char *what, kv_error *err)
                        "cannot open '%s': not an SQLite file (a results database is made by "
                        "kv-sim run --db)",
                        db->path);
+    case SQLITE_READONLY:
+        return kv_fail(err, KV_EIO,
+                       "cannot read database '%s': a killed program left '%s-journal' behind, and it cannot be undone "
+                       "without write access (kv-sim run --db does it too)",
+                       db->path, db->path);
     case SQLITE_CORRUPT: return kv_fail(err, KV_EFORMAT, "cannot read database '%s': %s", db->path, why);
     case SQLITE_IOERR:
     case SQLITE_CANTOPEN:
     case SQLITE_PERM: return kv_fail(err, KV_EIO, "cannot read database '%s': %s", db->path, why);
     default: return kv_fail(err, KV_EFORMAT, "cannot run %s on '%s': %s", what, db->path, why);
     }
+}
+
+/* A program killed in the middle of a write leaves its journal, and SQLite undoes the write when somebody reads who may
+ * write. */
+static void undo_killed_write(const char *name)
+{
+    sqlite3 *h = NULL;
+    if (sqlite3_open_v2(name, &h, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) == SQLITE_OK) {
+        sqlite3_busy_timeout(h, BUSY_MS);
+        sqlite3_exec(h, "PRAGMA schema_version", NULL, NULL, NULL);
+    }
+    sqlite3_close(h);
 }
 
 static kv_status pragma_int(kv_db *db, const char *sql, int64_t *out, kv_error *err)
@@ -75,8 +94,9 @@ kv_status kv_db_open(const char *path, kv_db **out, kv_error *err)
     }
     sqlite3_db_config(db->h, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
     sqlite3_db_config(db->h, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
-    sqlite3_busy_timeout(db->h, 10000);
+    sqlite3_busy_timeout(db->h, BUSY_MS);
     sqlite3_progress_handler(db->h, 20000, stop_on_signal, NULL);
+    if (sqlite3_exec(db->h, "PRAGMA application_id", NULL, NULL, NULL) == SQLITE_READONLY) undo_killed_write(name);
     if ((st = pragma_int(db, "PRAGMA application_id", &app, err)) ||
         (st = pragma_int(db, "PRAGMA user_version", &version, err)))
         goto out;

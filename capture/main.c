@@ -524,7 +524,9 @@ static kv_status cmd_tokenize(const options *o, const kv_list *rest, kv_error *e
 
     if (rest->n) return kv_fail(err, KV_EMISUSE, "unexpected argument '%s'", rest->v[0]);
     if (!o->model) return kv_fail(err, KV_EMISUSE, "no model: give --model FILE");
-    if (!o->text == !o->file) return kv_fail(err, KV_EMISUSE, "nothing to tokenize: give --text or --file");
+    if (!o->text == !o->file)
+        return kv_fail(err, KV_EMISUSE, "%s: give --text or --file",
+                       o->text ? "both --text and --file" : "nothing to tokenize");
     if (o->file && (st = kv_read_file(o->file, TEXT_MAX, &bytes, &n, err))) return st;
     if ((st = kv_model_open(o->model, false, kv_cpu_count(), &m, err))) goto out;
     if (!m->tok) {

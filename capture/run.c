@@ -285,6 +285,7 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
     kv_recorder *rec = NULL;
     kv_trace_writer *w = NULL;
     kv_trace *back = NULL;
+    kv_outfile logits;
     char *provenance = provenance_json(q);
     struct stat sb;
     bool regular = stat(path, &sb) || S_ISREG(sb.st_mode);
@@ -298,7 +299,13 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
                          j->n_token - 1);
             goto out;
         }
-    if (q->logits && (st = kv_array(&s.kept, n_row * s.n_vocab, sizeof *s.kept, err))) goto out;
+    if (q->logits) { /* written last: a path that cannot be written is found before the run, not behind it */
+        if (stat(q->logits, &sb) || S_ISREG(sb.st_mode)) { /* a pipe must be opened once only */
+            if ((st = kv_outfile_open(q->logits, &logits, err))) goto out;
+            kv_outfile_abandon(&logits);
+        }
+        if ((st = kv_array(&s.kept, n_row * s.n_vocab, sizeof *s.kept, err))) goto out;
+    }
     if (p->wo_side && !regular) p->wo_side = false; /* nowhere to put a file beside it */
     if (p->wo_side && (st = name_wo(p, m, q, err))) goto out;
     if ((st = kv_trace_create(path, &p->info, provenance, q->threads, &w, err))) goto out;

@@ -82,6 +82,13 @@ bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, co
 bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
 bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
 
+/* EXACT. -sum a ln(a + eps) for a >= 0, eps > 0; products in double, lane i mod 8, reduced as in kv_probs; ln is kv_logd of math.h. */
+double kv_entropy_ref(size_t n, const float *a, double eps);
+double kv_entropy(size_t n, const float *a, double eps);
+/* EXACT. Sum of (a - b)^2, differences in float, squares in double lanes; diff NULL or [n] gets a - b. */
+double kv_diff_squares_ref(size_t n, const float *a, const float *b, float *diff);
+double kv_diff_squares(size_t n, const float *a, const float *b, float *diff);
+
 /* CLOSE. c[m][n] = a[m][k] b[n][k]^T, rows of c at stride ldc. Weights as files store them: b is (out, in). kv_matmul
  * splits the rows of c and of b in fixed blocks over `threads`. */
 bool kv_matmul_ref(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc);

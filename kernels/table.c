@@ -255,6 +255,26 @@ static void check_project_l1(const kv_kernel *self, const kv_case *c, uint64_t s
     free(x), free(w), free(norm);
 }
 
+static void check_entropy(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    size_t n = c->n_row * c->n_key;
+    float *a = normals(&seed, n, 1), *b = normals(&seed, n, 1), *d = malloc((2 * n + 1) * sizeof *d);
+    if (a && b && d) {
+        double got[2] = {0, kv_diff_squares(n, a, b, d)}, want[2] = {0, kv_diff_squares_ref(n, a, b, d + n)};
+        if (memcmp(d, d + n, n * sizeof *d)) fail(v, "differences differ");
+        for (size_t i = 0; i < n; i++) a[i] = i % 7 ? a[i] * a[i] * 1e-3f : 0;
+        got[0] = kv_entropy(n, a, 1e-10), want[0] = kv_entropy_ref(n, a, 1e-10);
+        compare_d("entropy and squares", 2, got, want, self->tol, v);
+        for (size_t i = 0; i < n; i++) {
+            double x = a[i] + 1e-10;
+            if (!(fabs(kv_logd(x) - log(x)) <= 1e-14 * fabs(log(x)) + 1e-16)) fail(v, "kv_logd is not the logarithm");
+        }
+    } else {
+        fail(v, "out of memory");
+    }
+    free(a), free(b), free(d);
+}
+
 static void check_matmul(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
 {
     size_t m = c->n_row, n = c->n_key, ldc = n + 5;
@@ -427,6 +447,7 @@ const kv_kernel kv_kernel_table[] = {
     ROW("probs", KV_EXACT, 0, attn_cases, check_probs, NULL),
     ROW("rank", KV_EXACT, 0, rank_cases, check_rank, NULL),
     ROW("prefix", KV_CLOSE, 3e-6, prefix_cases, check_prefix, NULL),
+    ROW("entropy", KV_EXACT, 0, matmul_cases, check_entropy, NULL),
     ROW("project_l1", KV_EXACT, 0, matmul_cases, check_project_l1, NULL),
     ROW("project_norm", KV_CLOSE, 1e-6, matmul_cases, check_project, NULL),
     ROW("matmul", KV_CLOSE, 2e-6, matmul_cases, check_matmul, NULL),

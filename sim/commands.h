@@ -15,7 +15,7 @@ kv_status kv_sim_selftest(int argc, char **argv, kv_error *err);
 typedef struct {
     kv_list policies, budgets;
     const char *granularity, *protect, *cut;
-    uint32_t decode_rows;
+    uint32_t decode_rows, page;
     uint64_t seed;
     kv_spec *spec;
     size_t n_spec;
@@ -25,7 +25,7 @@ typedef struct {
 #define KV_REQUEST_OPTIONS(r)                                                                                          \
     {"policy", 'p', KV_OPT_LIST, &(r)->policies}, {"budget", 'b', KV_OPT_LIST, &(r)->budgets},                         \
         {"granularity", 0, KV_OPT_STR, &(r)->granularity}, {"protect", 0, KV_OPT_STR, &(r)->protect},                  \
-        {"cut", 0, KV_OPT_STR, &(r)->cut}, {"decode-rows", 0, KV_OPT_U32, &(r)->decode_rows},                          \
+        {"page", 0, KV_OPT_U32, &(r)->page}, {"cut", 0, KV_OPT_STR, &(r)->cut}, {"decode-rows", 0, KV_OPT_U32, &(r)->decode_rows},                          \
         {"seed", 0, KV_OPT_U64, &(r)->seed}
 /* Parse them into spec and budget; duplicates (same canonical string, same text) are dropped. */
 kv_status kv_request_resolve(kv_request *r, kv_error *err);

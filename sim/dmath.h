@@ -5,16 +5,12 @@
 
 #include <math.h>
 
-/* ln x for finite x > 0: x = m 2^e with m in [sqrt(1/2), sqrt 2), ln m = 2 atanh((m-1)/(m+1)). */
+#include "kernels/math.h"
+
+/* ln x for normal x > 0 */
 static inline double kv_log(double x)
 {
-    int e;
-    double m = frexp(x, &e); /* exact */
-    if (m < 0.70710678118654752) m *= 2, e--;
-    static const double INV[] = {1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3, 1};
-    double z = (m - 1) / (m + 1), z2 = z * z, s = 0;
-    for (int k = 0; k < 11; k++) s = s * z2 + INV[k];
-    return 2 * z * s + e * 0.69314718055994531;
+    return kv_logd(x);
 }
 
 /* exp x for x < 700, 0 below -700: 2^n e^r with |r| <= ln2/2, Taylor to the 14th power. */

@@ -2,6 +2,10 @@
  * order-preserving integer image of floats, each probe being one binary search per list. */
 #include "sim/plan.h"
 
+#include <stdlib.h>
+
+#include "kernels/kernels.h"
+
 static uint32_t key_of(float f)
 {
     uint32_t u;
@@ -47,4 +51,25 @@ void kv_flat_topk(const float *sorted, size_t n_unit, size_t m, const float *sca
         above += ties;
     }
 #undef AT_LEAST
+}
+
+kv_status kv_layer_scales(const kv_ranking *r, uint32_t n, float **scale, kv_error *err)
+{
+    kv_status st = kv_array(scale, (size_t)n * r->n_unit, sizeof **scale, err);
+    for (size_t k = 0; k < (size_t)n * r->n_unit && !st; k++) (*scale)[k] = (float)r->weight[k / r->n_unit];
+    return st;
+}
+
+kv_status kv_duo_heads(const float *pattern, size_t n, uint64_t total, uint32_t all, uint32_t least, uint32_t *counts, kv_error *err)
+{
+    uint32_t *order = NULL;
+    size_t full = 0;
+    kv_status st = kv_array(&order, n, sizeof *order, err);
+    if (!st && !kv_rank(n, pattern, order)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    if (least > all) least = all;
+    if (total < (uint64_t)n * least) least = (uint32_t)(total / n);
+    else full = all > least ? (size_t)((total - (uint64_t)n * least) / (all - least)) : n;
+    for (size_t k = 0; k < n && !st; k++) counts[order[k]] = k < full ? all : least;
+    free(order);
+    return st;
 }

@@ -1,6 +1,8 @@
 /* layers.c - how many slots each layer gets (policies.md 3.3, 4.3-4.5). */
+#include <math.h>
 #include <stdlib.h>
 
+#include "kernels/kernels.h"
 #include "sim/plan.h"
 
 static int64_t floor_div(int64_t a, int64_t b)
@@ -71,4 +73,50 @@ kv_status kv_cake_budgets(const double *preference, uint32_t n, int64_t total, i
     }
     free(stage), free(x);
     return st;
+}
+
+/* Squared distances from their mean of x[order[a..b)). */
+static double scatter(const float *x, const uint32_t *order, uint32_t a, uint32_t b)
+{
+    double mean = 0, sum = 0;
+    for (uint32_t k = a; k < b; k++) mean += x[order[k]] / (double)(b - a);
+    for (uint32_t k = a; k < b; k++) sum += (x[order[k]] - mean) * (x[order[k]] - mean);
+    return sum;
+}
+
+/* Classes of numbers on a line are runs of the sorted numbers: every pair of cuts is tried, the authors' k-means from random centres
+ * finds the same or worse. Equal numbers are never parted. */
+kv_status kv_squeeze_classes(const float *cosine, uint32_t n, bool *similar, kv_error *err)
+{
+    uint32_t *order = NULL, first = 0, distinct = n > 0;
+    double best = INFINITY, *tail = NULL; /* tail[b] = scatter of order[b..n) */
+    kv_status st = kv_array(&order, n, sizeof *order, err);
+    if (!st) st = kv_array(&tail, n, sizeof *tail, err);
+    if (!st && !kv_rank(n, cosine, order)) st = kv_fail(err, KV_ENOMEM, "out of memory"); /* descending */
+    if (st) goto out;
+#define CUT(k) (cosine[order[(k) - 1]] != cosine[order[k]])
+    for (uint32_t k = 1; k < n; k++) distinct += CUT(k);
+    for (uint32_t b = 0; b < n; b++) tail[b] = scatter(cosine, order, b, n);
+    for (uint32_t a = 1; a < n; a++) { /* order[0..a) is the class of largest cosine */
+        if (!CUT(a)) continue;
+        double head = scatter(cosine, order, 0, a);
+        if (distinct == 2) first = a;
+        for (uint32_t b = a + 1; b < n && distinct > 2; b++) {
+            double sum = CUT(b) ? head + scatter(cosine, order, a, b) + tail[b] : INFINITY;
+            if (sum < best) best = sum, first = a;
+        }
+    }
+#undef CUT
+    for (uint32_t k = 0; k < n; k++) similar[order[k]] = k < first;
+out:
+    free(order), free(tail);
+    return st;
+}
+
+void kv_squeeze_budgets(const bool *similar, uint32_t n, double p, int64_t C, int64_t *b)
+{
+    uint32_t n3 = 0;
+    for (uint32_t l = 0; l < n; l++) n3 += similar[l];
+    double other = n3 < n ? (n - n3 * p) / (n - n3) : 1;
+    for (uint32_t l = 0; l < n; l++) b[l] = (int64_t)((similar[l] ? p : other) * (double)C);
 }

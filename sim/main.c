@@ -4,6 +4,7 @@
 
 #include "sim/commands.h"
 #include "sim/metric.h"
+#include "sim/plugin.h"
 #include "sim/scorer.h"
 
 static const struct {
@@ -18,22 +19,46 @@ static const struct {
 };
 enum { N_COMMAND = sizeof COMMANDS / sizeof *COMMANDS };
 
-static json_t *policy_json(const kv_policy *p)
+/* The next "key=value" of a plug-in's own parameters at *at, which starts as NULL; false at the end. */
+static bool next_own(const kv_spec *s, const char **at, char key[48], char value[256])
+{
+    const char *p = *at ? *at : s->plugin ? s->plugin->params : "";
+    size_t k = strcspn(p, "="), n = strcspn(p, ",");
+    if (!*p) return false;
+    snprintf(key, 48, "%.*s", (int)k, p);
+    snprintf(value, 256, "%.*s", (int)(n - k - 1), p + k + 1);
+    *at = p + n + (p[n] == ',');
+    return true;
+}
+
+/* s is NULL for a policy that does not work without a file. */
+static json_t *policy_json(const kv_policy *p, const kv_spec *s)
 {
     json_t *params = json_object();
-    kv_spec *s = NULL;
-    size_t n = 0;
-    if (!kv_spec_parse(p->name, &s, &n, NULL)) {
-        for (size_t i = 0; i < kv_slot_count(); i++) {
-            char *v = kv_slot_value(s, i);
-            if (v) json_object_set_new(params, kv_slot_describe(i).name, json_string(v));
-            free(v);
-        }
-        kv_spec_free(s);
+    const char *at = NULL;
+    char key[48], value[256];
+    while (s && next_own(s, &at, key, value)) json_object_set_new(params, key, json_string(value));
+    for (size_t i = 0; i < kv_slot_count() && s; i++) {
+        char *v = kv_slot_value(s, i);
+        if (v) json_object_set_new(params, kv_slot_describe(i).name, json_string(v));
+        free(v);
     }
-    free(s);
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:o}", "name", p->name, "summary", p->summary, "paper", p->paper, "source", p->source,
                      "verified", p->verified, "nested", p->nested, "parameters", params);
+}
+
+static kv_status append_json(const char *arg, json_t *all, kv_error *err)
+{
+    const kv_policy *p = kv_policies;
+    kv_spec *s = NULL;
+    size_t n = 0;
+    while (p->name && strcmp(p->name, arg)) p++;
+    kv_status st = kv_spec_parse(arg, &s, &n, err);
+    if (st && p->name) st = KV_OK, json_array_append_new(all, policy_json(p, NULL));
+    for (size_t k = 0; k < n && !st; k++) json_array_append_new(all, policy_json(s[k].row, &s[k]));
+    for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
+    free(s);
+    return st;
 }
 
 static kv_status print_policy(const char *name, kv_error *err)
@@ -43,14 +68,18 @@ static kv_status print_policy(const char *name, kv_error *err)
     kv_status st = kv_spec_parse(name, &s, &n, err);
     for (size_t k = 0; k < n && !st; k++) {
         const kv_policy *p = s[k].row;
-        const kv_scorer *sc = kv_scorers[s[k].scorer];
+        unsigned needs = kv_scorer_needs(&s[k]);
+        const char *at = NULL;
+        char key[48], value[256];
         printf("%s\n  %s\n  paper     %s\n  source    %s\n  verified  %s\n  nested    %s\n", p->name, p->summary, p->paper, p->source, p->verified,
                p->nested);
         if (!s[k].file) {
-            printf("  needs     %s%s%s%s\n  phase     one cut; every later token is kept\n", sc->needs & KV_NEED_WINDOW ? "queries of the last prompt rows, " : "",
-                   sc->needs & KV_NEED_COLSUM ? "column sums or all prompt queries, " : sc->needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), " : "", sc->future ? "the measured rows themselves (an oracle), " : "", "keys and values");
-            printf("  parameters (all can be changed: %s:key=value,...)\n", p->name);
+            printf("  needs     %s%s%s%s%s\n  phase     one cut; every later token is kept\n", needs & KV_NEED_WINDOW ? "queries of the last prompt rows, " : "",
+                   needs & KV_NEED_COLSUM ? "column sums or all prompt queries, " : needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), " : "",
+                   kv_scorers[s[k].scorer]->future ? "the measured rows themselves (an oracle), " : "", needs & KV_NEED_WO ? "W_O, " : "", "keys and values");
+            printf("  parameters (all can be changed: %s%s:key=value,...)\n", s[k].plugin ? "plugin:" : "", s[k].plugin ? s[k].plugin->path : p->name);
         }
+        while (next_own(&s[k], &at, key, value)) printf("    %-15s %-16s the plug-in's own\n", key, value);
         for (size_t i = 0; i < kv_slot_count(); i++) {
             char *v = kv_slot_value(&s[k], i);
             kv_slot_help h = kv_slot_describe(i);
@@ -71,13 +100,12 @@ kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
     kv_opt opts[] = {{"json", 0, KV_OPT_FLAG, &json}, {"help", 'h', KV_OPT_FLAG, &help}, {0}};
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
     if (!st && help) {
-        printf("usage: kv-sim policies [NAME[:key=value,..]] [--json]\n\n  kv-sim policies\n  kv-sim policies cake:alpha=0.2,heads=ada\n");
+        printf("usage: kv-sim policies [NAME[:key=value,..]|plugin:FILE.so] [--json]\n\n  kv-sim policies\n  kv-sim policies cake:alpha=0.2,heads=ada\n");
     } else if (!st && json) {
         json_t *all = json_array();
-        for (const kv_policy *p = kv_policies; p->name; p++)
-            if (!rest.n || !strcmp(rest.v[0], p->name)) json_array_append_new(all, policy_json(p));
-        if (rest.n && !json_array_size(all)) st = print_policy(rest.v[0], err); /* fails with the list of names */
-        else json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
+        for (const kv_policy *p = kv_policies; p->name && !rest.n && !st; p++) st = append_json(p->name, all, err);
+        for (size_t i = 0; i < rest.n && !st; i++) st = append_json(rest.v[i], all, err);
+        if (!st) json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
         json_decref(all);
     } else if (!st && rest.n) {
         for (size_t i = 0; i < rest.n && !st; i++) st = print_policy(rest.v[i], err);
@@ -85,6 +113,7 @@ kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
         printf("%-27s %-62s %s\n", "policy", "what it keeps", "nested in the budget");
         for (const kv_policy *p = kv_policies; p->name; p++) printf("%-27s %-62s %s\n", p->name, p->summary, p->nested);
         printf("%-27s %-62s %s\n", "mask:FILE.npy", "a kept set made elsewhere", "no");
+        printf("%-27s %-62s %s\n", "plugin:./FILE.so", "a score of your own (sim/kvtrace_policy.h)", "yes with uniform layers and heads");
         printf("\nplain names: per KV head, window inside the budget; SOURCE.NAME reproduces a code base\n");
     }
     kv_list_free(&rest);

@@ -23,6 +23,8 @@ const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
      "||sum_h (o_h - o_hat_h) W_O[h]|| / ||x||, x the residual stream entering the block (imported traces: the layer's own output); mean over "
      "rows; over layers the root of the sum of squares",
      "metrics.md 1.6 M4"},
+    {"ambiguous_share", "share", "none", "kept slots whose score equals the first dropped one's / kept slots; over layers: of all slots together",
+     "metrics.md 1.5: which of them stay is decided by the tie rule alone"},
 };
 
 static int ascending(const void *a, const void *b)
@@ -76,7 +78,7 @@ size_t kv_metric_room(uint32_t n_layer, uint32_t n_q_head)
     return KV_M_COUNT * (1 + (size_t)n_layer * (1 + n_q_head));
 }
 
-size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const uint32_t *number, uint32_t n_layer,
+size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const kv_tie_count *tie, const uint32_t *number, uint32_t n_layer,
                         uint32_t n_q_head, uint32_t n_row, unsigned wanted, int detail, kv_value *out)
 {
     size_t n = 0;
@@ -86,6 +88,16 @@ size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, con
         uint32_t used, all_used = 0;
         if (!(wanted >> m & 1) || (m == KV_M_LAYER_ERROR && !layer_error)) continue;
         size_t all_at = n++; /* the aggregate stands first */
+        if (m == KV_M_AMBIGUOUS_SHARE) {
+            kv_tie_count sum = {0};
+            for (uint32_t l = 0; l < n_layer; l++) {
+                sum.tied += tie[l].tied, sum.kept += tie[l].kept;
+                if (detail >= KV_DETAIL_LAYER)
+                    out[n++] = (kv_value){m, (int32_t)number[l], -1, tie[l].kept ? (double)tie[l].tied / (double)tie[l].kept : NAN, 1};
+            }
+            out[all_at] = (kv_value){m, -1, -1, sum.kept ? (double)sum.tied / (double)sum.kept : NAN, n_layer};
+            continue;
+        }
         double square = 0;
         for (uint32_t l = 0; l < n_layer; l++) {
             for (uint32_t h = 0; h < n_q_head; h++)

@@ -18,6 +18,7 @@ typedef enum {
     KV_M_HEAD_ERROR,
     KV_M_VALUE_DISTANCE,
     KV_M_LAYER_ERROR,
+    KV_M_AMBIGUOUS_SHARE,
     KV_M_COUNT
 } kv_metric_id;
 
@@ -45,10 +46,15 @@ typedef struct {
 
 enum { KV_DETAIL_RUN, KV_DETAIL_LAYER, KV_DETAIL_HEAD };
 
+/* Kept items inside the tie class at the cut, and all kept ones, of one layer. */
+typedef struct {
+    uint64_t tied, kept;
+} kv_tie_count;
+
 /* Values of one point, in the order metric, (all, layer, its heads, next layer ...), appended to out (room for kv_metric_room).
- * head [n_layer][n_q_head]; layer_error [n_layer] = sum over n_row rows, NULL when not measured; number = the layers' numbers; wanted = bit per
+ * head [n_layer][n_q_head]; layer_error [n_layer] = sum over n_row rows, NULL when not measured; tie [n_layer]; number = the layers' numbers; wanted = bit per
  * metric. Returns how many were written. */
-size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const uint32_t *number, uint32_t n_layer,
+size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const kv_tie_count *tie, const uint32_t *number, uint32_t n_layer,
                         uint32_t n_q_head, uint32_t n_row, unsigned wanted, int detail, kv_value *out);
 size_t kv_metric_room(uint32_t n_layer, uint32_t n_q_head);
 

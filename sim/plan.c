@@ -10,18 +10,24 @@
 #include "sim/mask.h"
 #include "sim/schedule.h"
 #include "sim/scorer.h"
+#include "sim/segments.h"
 #include "sim/select.h"
+#include "sim/tables.h"
 #include "traces/npy.h"
 
-/* Protected positions of a ranking, newest first, without repeats; returns how many. */
-static uint32_t forced_positions(const kv_spec *s, uint32_t L, uint32_t *to)
+/* Protected positions of a ranking: the recent ones newest first, then sinks, then named segments, without repeats; to may be NULL.
+ * Returns how many. */
+static uint32_t forced_positions(const kv_ranking *r, uint32_t L, uint32_t *to)
 {
+    const kv_spec *s = r->spec;
     uint32_t recent = s->protect_recent > s->window ? s->protect_recent : s->window, n = 0;
     if (s->select == KV_SELECT_CHUNKS) return 0; /* the window competes through its chunk */
     if (recent > L) recent = L;
     uint32_t sink = s->protect_sink < L - recent ? s->protect_sink : L - recent;
     for (uint32_t i = 0; i < recent; i++) to ? to[n++] = L - 1 - i : n++;
     for (uint32_t i = sink; i-- > 0;) to ? to[n++] = i : n++;
+    for (uint32_t i = L - recent; r->segment && i-- > sink;)
+        if (r->segment[i]) to ? to[n++] = i : n++;
     return n;
 }
 
@@ -30,25 +36,26 @@ static kv_status preference(kv_layer *l, uint32_t window, double *H, double *V, 
 {
     uint32_t w = window < l->L ? window : l->L, n = l->L - w;
     const float *p;
-    double h = 0, v = 0;
+    double h = 0, v = 0, *mean = NULL, *var = NULL;
     kv_status st = kv_layer_probs(l, w, &p, err);
-    if (st) return st;
-    for (uint32_t q = 0; q < l->n_q_head; q++, p += (size_t)w * l->L)
-        for (uint32_t i = 0; i < n; i++) {
-            double sum = 0, var = 0;
-            for (uint32_t r = 0; r < w; r++) {
-                double a = p[(size_t)r * l->L + i];
-                sum += a;
-                h -= a * kv_log(a + 1e-10);
-            }
-            for (uint32_t r = 0; r < w; r++) {
-                double d = p[(size_t)r * l->L + i] - sum / w;
-                var += d * d;
-            }
-            v += w > 1 ? var / (w - 1) : 0;
+    if (!st) st = kv_array(&mean, n, sizeof *mean, err);
+    if (!st) st = kv_array(&var, n, sizeof *var, err);
+    for (uint32_t q = 0; q < l->n_q_head && !st; q++, p += (size_t)w * l->L) {
+        memset(mean, 0, n * sizeof *mean), memset(var, 0, n * sizeof *var);
+        for (uint32_t r = 0; r < w; r++) {
+            h += kv_entropy(n, p + (size_t)r * l->L, 1e-10);
+            for (uint32_t i = 0; i < n; i++) mean[i] += (double)p[(size_t)r * l->L + i] / w;
         }
+        for (uint32_t r = 0; r < w; r++)
+            for (uint32_t i = 0; i < n; i++) {
+                double d = p[(size_t)r * l->L + i] - mean[i];
+                var[i] += d * d;
+            }
+        for (uint32_t i = 0; i < n && w > 1; i++) v += var[i] / (w - 1);
+    }
     *H = h, *V = v;
-    return KV_OK;
+    free(mean), free(var);
+    return st;
 }
 
 /* LAVa: entropy of a layer's scores, normalised over all its heads; the common divisor ln(heads * positions) is left out because only
@@ -65,9 +72,37 @@ static double spread_entropy(const kv_ranking *r, uint32_t layer, size_t m)
     return e;
 }
 
+/* Whole pages instead of tokens: a page's score is the largest in it, a page with a protected token is protected; inside a page
+ * positions ascend. to [L], sorted [n_item - n_forced]. */
+static kv_status page_order(const kv_ranking *r, uint32_t L, const float *score, uint32_t *to, float *sorted, kv_error *err)
+{
+    uint32_t n_item = r->n_item, page = r->spec->page, *forced = NULL, *order = NULL, n = 0, m = 0;
+    float *best = NULL;
+    bool *done = NULL;
+    kv_status st = kv_array(&forced, L, sizeof *forced, err);
+    if (!st) st = kv_array(&order, n_item, sizeof *order, err);
+    if (!st) st = kv_array(&best, n_item, sizeof *best, err);
+    if (!st) st = kv_array(&done, n_item, sizeof *done, err);
+    if (st) goto out;
+    uint32_t n_forced = forced_positions(r, L, forced);
+    for (uint32_t i = 0; i < L; i++)
+        if (i % page == 0 || score[i] > best[i / page]) best[i / page] = score[i];
+    if (!kv_rank(n_item, best, order)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    for (uint32_t k = 0; k < n_forced + n_item && !st; k++) {
+        uint32_t p = k < n_forced ? forced[k] / page : order[k - n_forced];
+        if (done[p]) continue;
+        done[p] = true;
+        if (k >= n_forced) sorted[m++] = best[p];
+        for (uint32_t i = p * page; i < L && i < (p + 1) * page; i++) to[n++] = i;
+    }
+out:
+    free(forced), free(order), free(best), free(done);
+    return st;
+}
+
 static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_error *err)
 {
-    size_t L = l->L, m = L - r->n_forced;
+    size_t L = l->L, m = r->n_item - r->n_forced;
     uint32_t *order = NULL;
     float *score = NULL;
     bool *is_forced = NULL;
@@ -76,6 +111,8 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
     if (!st) st = kv_array(&is_forced, L, sizeof *is_forced, err);
     if (!st) st = kv_scorers[r->spec->scorer]->score(l, r->spec, score, err);
     if (!st) st = kv_value_weight(l, r->spec, l->L - (r->spec->window < l->L ? r->spec->window : l->L), score, err);
+    if (!st && r->first_key) st = kv_first_keys(l, r->spec, score, r->first_key + (size_t)l->order * r->n_unit * L, err);
+    if (!st && r->weight) st = kv_stream_weight(l, r->spec, &r->weight[l->order], err);
     if (!st && r->want_preference)
         st = preference(l, r->spec->window, &r->entropy[l->order], &r->variance[l->order], err);
     for (uint32_t u = 0; u < r->n_unit && !st; u++) {
@@ -85,7 +122,11 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
             st = kv_chunk_order(l, r->spec, score, to, sorted, err);
             continue;
         }
-        uint32_t n = forced_positions(r->spec, (uint32_t)L, to);
+        if (r->spec->page > 1) {
+            st = page_order(r, (uint32_t)L, s, to, sorted, err);
+            continue;
+        }
+        uint32_t n = forced_positions(r, (uint32_t)L, to);
         for (uint32_t i = 0; i < n; i++) is_forced[to[i]] = true;
         if (!kv_rank(L, s, order)) st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (size_t i = 0; i < L && !st; i++)
@@ -136,6 +177,47 @@ static kv_status importance_table(const kv_scene *sc, const kv_spec *s, kv_ranki
     return st;
 }
 
+/* DuoAttention's table of the layers that evict. */
+static kv_status pattern_table(const kv_scene *sc, const kv_spec *s, kv_ranking *r, kv_error *err)
+{
+    kv_npy a = {0};
+    uint32_t U = sc->info->n_kv_head;
+    if (!s->pattern) return kv_fail(err, KV_EMISUSE, "policy '%s' needs pattern=FILE.npy, floats [layers, KV heads]", s->row->name);
+    kv_status st = kv_table_read(sc->info, "pattern", s->pattern, U, 0, &a, err);
+    if (!st) st = kv_array(&r->pattern, (size_t)sc->n_evict * U, sizeof *r->pattern, err);
+    for (uint32_t l = 0; l < sc->n_evict && !st; l++) memcpy(r->pattern + (size_t)l * U, kv_table_layer(sc->info, &a, sc->evict[l]), U * sizeof(float));
+    kv_npy_free(&a);
+    return st;
+}
+
+static kv_status squeeze_table(const kv_scene *sc, const kv_spec *s, kv_ranking *r, kv_error *err)
+{
+    kv_npy a = {0};
+    float *cosine = NULL;
+    if (!s->cosine) return kv_fail(err, KV_EMISUSE, "policy '%s' needs cosine=FILE.npy, floats [layers]", s->row->name);
+    kv_status st = kv_table_read(sc->info, "cosine", s->cosine, 0, 0, &a, err);
+    if (!st) st = kv_array(&cosine, sc->n_evict, sizeof *cosine, err);
+    if (!st) st = kv_array(&r->similar, sc->n_evict, sizeof *r->similar, err);
+    for (uint32_t l = 0; l < sc->n_evict && !st; l++) cosine[l] = *kv_table_layer(sc->info, &a, sc->evict[l]);
+    if (!st) st = kv_squeeze_classes(cosine, sc->n_evict, r->similar, err);
+    kv_npy_free(&a), free(cosine);
+    return st;
+}
+
+/* Protected items: tokens, or pages that hold one. */
+static kv_status count_forced(kv_ranking *r, uint32_t L, kv_error *err)
+{
+    uint32_t *forced = NULL;
+    bool *page = NULL;
+    kv_status st = kv_array(&forced, L, sizeof *forced, err);
+    if (!st) st = kv_array(&page, r->n_item, sizeof *page, err);
+    uint32_t n = st ? 0 : forced_positions(r, L, forced);
+    for (uint32_t k = 0; k < n; k++)
+        if (!page[forced[k] / r->spec->page]) page[forced[k] / r->spec->page] = true, r->n_forced++;
+    free(forced), free(page);
+    return st;
+}
+
 static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *r, kv_error *err)
 {
     size_t n;
@@ -144,14 +226,23 @@ static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *
     r->n_unit = s->granularity == KV_GRAN_QUERY_HEAD ? sc->info->n_q_head
                 : s->granularity == KV_GRAN_KV_HEAD  ? sc->info->n_kv_head
                                                      : 1;
-    r->n_forced = forced_positions(s, sc->n_cut, NULL);
+    r->n_item = (sc->n_cut + s->page - 1) / s->page;
     if (!kv_mul((size_t)sc->n_evict * r->n_unit, sc->n_cut, &n)) return kv_fail(err, KV_ENOMEM, "ranking is too large");
     kv_status st = kv_array(&r->order, n, sizeof *r->order, err);
+    if (!st && s->protect_segment) {
+        st = kv_array(&r->segment, sc->n_cut, sizeof *r->segment, err);
+        if (!st) st = kv_segment_tokens(sc->trace, s->protect_segment, sc->n_cut, r->segment, err);
+    }
+    if (!st) st = count_forced(r, sc->n_cut, err);
     if (!st) st = kv_array(&r->sorted, n, sizeof *r->sorted, err);
     if (!st) st = kv_array(&r->entropy, sc->n_evict, sizeof *r->entropy, err);
     if (!st) st = kv_array(&r->variance, sc->n_evict, sizeof *r->variance, err);
     if (!st) st = kv_array(&r->spread, sc->n_evict, sizeof *r->spread, err);
     if (!st && s->heads == KV_HEADS_TABLE) st = importance_table(sc, s, r, err);
+    if (!st && s->heads == KV_HEADS_DUO) st = pattern_table(sc, s, r, err);
+    if (!st && s->layers == KV_LAYERS_SQUEEZE) st = squeeze_table(sc, s, r, err);
+    if (!st && s->layer_weight) st = kv_array(&r->weight, sc->n_evict, sizeof *r->weight, err);
+    if (!st && (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS)) st = kv_array(&r->first_key, n, sizeof *r->first_key, err);
     return st;
 }
 
@@ -174,10 +265,11 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
         }
         if (spec[i].file) continue;
         work = true;
-        p->needs |= kv_scorers[spec[i].scorer]->needs;
+        p->needs |= kv_scorer_needs(&spec[i]);
         if (spec[i].layers == KV_LAYERS_CAKE) p->needs |= KV_NEED_WINDOW;
-        if (spec[i].layers == KV_LAYERS_CAKE || spec[i].layers >= KV_LAYERS_LAVA) p->ranking[r].want_preference = true;
-        if (spec[i].value == KV_VALUE_WO_L1 || spec[i].select == KV_SELECT_TWO_STAGE) p->needs |= KV_NEED_WO;
+        if (spec[i].layers == KV_LAYERS_CAKE || spec[i].layers == KV_LAYERS_LAVA || spec[i].layers == KV_LAYERS_LAVA_CODE) p->ranking[r].want_preference = true;
+        if (spec[i].value == KV_VALUE_WO_L1 || spec[i].value == KV_VALUE_WO_SHARE || spec[i].select == KV_SELECT_TWO_STAGE || spec[i].layer_weight) p->needs |= KV_NEED_WO;
+        if (spec[i].value == KV_VALUE_LOO || spec[i].select == KV_SELECT_MASS) p->needs |= KV_NEED_WINDOW;
         if (spec[i].decode) p->needs |= KV_NEED_FUTURE;
         if (kv_decode_rules[spec[i].decode].cuts_prompt) p->needs |= KV_NEED_WINDOW;
         if (kv_decode_rules[spec[i].decode].accumulates) p->needs |= KV_NEED_COLSUM;
@@ -200,234 +292,11 @@ void kv_plan_free(kv_plan *p)
 {
     for (size_t r = 0; r < p->n_ranking; r++) {
         kv_ranking *k = &p->ranking[r];
-        free(k->order), free(k->sorted), free(k->fixed), free(k->entropy), free(k->variance), free(k->spread), free(k->importance);
+        free(k->order), free(k->sorted), free(k->fixed), free(k->entropy), free(k->variance), free(k->spread), free(k->importance), free(k->segment);
+        free(k->pattern), free(k->similar), free(k->weight), free(k->first_key);
     }
     free(p->ranking), free(p->ranking_of);
     *p = (kv_plan){0};
-}
-
-typedef struct {
-    double part;
-    uint32_t at;
-} remainder_of;
-
-static int larger_first(const void *x, const void *y)
-{
-    const remainder_of *a = x, *b = y;
-    if (a->part != b->part) return a->part < b->part ? 1 : -1;
-    return (a->at > b->at) - (a->at < b->at);
-}
-
-/* Shares of total that add up to it exactly: floors, then one more for the largest fractions. */
-static kv_status largest_remainder(const double *share, uint32_t n, int64_t total, int64_t *b, kv_error *err)
-{
-    remainder_of *rest = NULL;
-    double sum = 0;
-    int64_t given = 0;
-    kv_status st = kv_array(&rest, n, sizeof *rest, err);
-    if (st) return st;
-    for (uint32_t l = 0; l < n; l++) sum += share[l];
-    for (uint32_t l = 0; l < n; l++) {
-        double x = sum > 0 ? share[l] / sum * (double)total : (double)total / n;
-        b[l] = (int64_t)x;
-        rest[l] = (remainder_of){x - (double)b[l], l};
-        given += b[l];
-    }
-    qsort(rest, n, sizeof *rest, larger_first);
-    for (uint32_t l = 0; l < n && given < total; l++, given++) b[rest[l].at]++;
-    free(rest);
-    return KV_OK;
-}
-
-/* LAVa's repository: after each layer the earlier ones are cut again, heads by flat top-k over all their scores, with the floor
- * frozen at int(alpha * C) of the whole nominal C (policies.md section 6, 4). counts are window-free, L - window = whole. */
-static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t m, uint32_t C, uint32_t *counts)
-{
-    uint32_t U = r->n_unit, won[1024];
-    int64_t total = ((int64_t)C - s->window) * n;
-    float keep = (float)(1 - s->alpha), floor_part = (float)(int64_t)(s->alpha * C);
-    for (uint32_t l = 0; l < n; l++) {
-        const float *sorted = r->sorted + (size_t)l * U * m;
-        uint32_t *len = counts + (size_t)l * U;
-        int64_t before = INT64_MAX;
-        double sum = 0;
-        for (uint32_t k = 0; k < l; k++) sum += r->spread[k];
-        for (uint32_t u = 0; u < U; u++) len[u] = (uint32_t)m;
-        for (uint32_t stage = l; stage < n; stage++) {
-            sum += r->spread[stage];
-            int64_t b = total > 0 ? (int64_t)(sum > 0 ? r->spread[l] / sum * (double)total : (double)total / (stage + 1)) : 0;
-            if (b > (int64_t)m || b > before) continue;
-            kv_flat_topk(sorted, U, m, NULL, (uint64_t)b * U, won);
-            for (uint32_t u = 0; u < U; u++) {
-                uint32_t cap = (uint32_t)rintf((float)won[u] * keep + floor_part);
-                if (cap < len[u]) len[u] = cap;
-            }
-            before = b;
-        }
-    }
-}
-
-/* HeadKV: B // beta of every budget goes into a pool shared by importance, the rest is equal (policies.md section 7). */
-static void table_heads(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t layer, uint32_t C, uint32_t n_q_head, uint32_t *won)
-{
-    double pool = floor(C / s->beta), least = C - pool;
-    uint32_t g = n_q_head / r->n_unit;
-    for (uint32_t u = 0; u < r->n_unit; u++) {
-        double sum = 0;
-        for (uint32_t q = u * g; q < (u + 1) * g; q++) sum += rint(r->importance[(size_t)layer * n_q_head + q] * pool * n * n_q_head + least);
-        won[u] = (uint32_t)rint(sum / g);
-    }
-}
-
-/* kvpress AdaKV: the first int(C alpha) entries of every unit are immune, the rest is one flat top-k in which protected entries
- * stand above all; counts include the protected ones. */
-static kv_status safeguard_heads(const kv_spec *s, const kv_ranking *r, uint32_t layer, uint32_t L, uint32_t C, uint32_t *won, kv_error *err)
-{
-    uint32_t safe = (uint32_t)(C * s->alpha), U = r->n_unit;
-    size_t m = L - r->n_forced, rest = L - safe;
-    float *x = NULL;
-    kv_status st = kv_array(&x, U * rest, sizeof *x, err);
-    if (st) return st;
-    for (uint32_t u = 0; u < U; u++)
-        for (size_t k = safe; k < L; k++)
-            x[u * rest + k - safe] = k < r->n_forced ? INFINITY : r->sorted[((size_t)layer * U + u) * m + k - r->n_forced];
-    kv_flat_topk(x, U, rest, NULL, (uint64_t)(C - safe) * U, won);
-    for (uint32_t u = 0; u < U; u++) won[u] += safe;
-    free(x);
-    return KV_OK;
-}
-
-/* Window-free budgets of the layers; -1 = the layer keeps everything. */
-static kv_status layer_budgets(const kv_plan *p, const kv_spec *s, const kv_ranking *r, const kv_budget_resolved *c,
-                               int64_t *b, kv_error *err)
-{
-    uint32_t n = p->scene->n_evict;
-    /* a budget beyond L matters to Ada-KV's guard alone, which looks at each layer's own share */
-    int64_t L = p->scene->n_cut, nf = r->n_forced, C = s->guard == KV_GUARD_BEYOND ? (int64_t)c->real : c->tokens;
-    int64_t B = C > nf ? C - nf : 0;
-    kv_status st = KV_OK;
-    for (uint32_t l = 0; l < n; l++) b[l] = B;
-    switch ((kv_layer_alloc)s->layers) {
-    case KV_LAYERS_UNIFORM:
-    case KV_LAYERS_LAVA_CODE: /* counts of its own: lava_code */
-    case KV_LAYERS_POOL: break;
-    case KV_LAYERS_LAVA: st = largest_remainder(r->spread, n, B * n, b, err); break;
-    case KV_LAYERS_PYRAMID_KVF:
-        if (L >= 2 * B) kv_pyramid(B, (int64_t)s->beta, L - nf, n, b);
-        break;
-    case KV_LAYERS_PYRAMID_FFY0: kv_pyramid(B, (int64_t)s->beta, L - nf, n, b); break;
-    case KV_LAYERS_PYRAMID_KVPRESS: {
-        double w = s->window, mean = c->real, lo = mean / s->beta, hi = 2 * mean - lo;
-        if (hi >= (double)L - w) hi = (double)L - w, lo = 2 * mean - hi;
-        bool fits = (double)L >= hi && hi >= lo && lo >= w;
-        for (uint32_t l = 0; l < n; l++) {
-            double count = fits ? hi - l * (n > 1 ? (hi - lo) / (n - 1) : 0) : mean;
-            b[l] = (int64_t)rint(count) - nf; /* counts include the window; may fall below it */
-        }
-        break;
-    }
-    case KV_LAYERS_CAKE: {
-        double *pref = NULL;
-        st = kv_array(&pref, n, sizeof *pref, err);
-        for (uint32_t l = 0; l < n && !st; l++)
-            pref[l] = r->entropy[l] > 0 && r->variance[l] > 0
-                          ? kv_pow(r->entropy[l], 1 / s->tau1) * kv_pow(r->variance[l], 1 / s->tau2)
-                          : 0;
-        if (!st) st = kv_cake_budgets(pref, n, B * n, L - nf, s->cascading, b, NULL, err);
-        free(pref);
-        break;
-    }
-    }
-    return st;
-}
-
-/* Ada-KV (FFY0 update_kv_gqa): heads compete for units * B entries, a share alpha of B is guaranteed to each. */
-static void ada_heads(const kv_spec *s, const float *sorted, uint32_t n_unit, size_t m, int64_t B, float *scale,
-                      uint32_t *won)
-{
-    if (s->normalize)
-        for (uint32_t u = 0; u < n_unit; u++) {
-            double top = 0, all = 0;
-            for (size_t i = 0; i < m; i++) {
-                all += sorted[u * m + i];
-                if ((int64_t)i < B) top += sorted[u * m + i];
-            }
-            scale[u] = all > 0 ? (float)(top / all) : 0;
-        }
-    kv_flat_topk(sorted, n_unit, m, s->normalize ? scale : NULL, (uint64_t)B * n_unit, won);
-    float keep = (float)(1 - s->alpha), floor_part = (float)(int64_t)(s->alpha * (double)B);
-    for (uint32_t u = 0; u < n_unit; u++) won[u] = (uint32_t)rintf((float)won[u] * keep + floor_part);
-}
-
-kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t layer, uint32_t *keep, kv_error *err)
-{
-    const kv_ranking *r = &p->ranking[p->ranking_of[i]];
-    kv_spec once = p->spec[i]; /* the last stage's budgets, not what the earlier ones left */
-    int64_t *b = NULL;
-    kv_status st = kv_array(&b, p->scene->n_evict, sizeof *b, err);
-    once.cascading = 0;
-    bool uncut = p->scene->n_cut <= (uint64_t)c->tokens + once.window;
-    if (!st && uncut) once.layers = KV_LAYERS_UNIFORM;
-    if (!st) st = layer_budgets(p, &once, r, c, b, err);
-    if (!st) *keep = b[layer] > 0 ? (uint32_t)b[layer] : 0;
-    free(b);
-    return st;
-}
-
-kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err)
-{
-    const kv_spec *s = &p->spec[i];
-    const kv_ranking *r = &p->ranking[p->ranking_of[i]];
-    uint32_t n = p->scene->n_evict, L = p->scene->n_cut, U = r->n_unit;
-    size_t m = L - r->n_forced;
-    int64_t *b = NULL;
-    float *scale = NULL;
-    kv_status st = KV_OK;
-    if (r->fixed) {
-        memcpy(counts, r->fixed, (size_t)n * U * sizeof *counts);
-        return KV_OK;
-    }
-    if (s->keep_all || (c->tokens >= L && s->guard != KV_GUARD_BEYOND) || (s->guard == KV_GUARD_WINDOW && L <= (uint64_t)c->tokens + s->window)) {
-        for (size_t k = 0; k < (size_t)n * U; k++) counts[k] = L;
-        return KV_OK;
-    }
-    st = kv_array(&b, n, sizeof *b, err);
-    if (!st) st = kv_array(&scale, U, sizeof *scale, err);
-    if (!st) st = layer_budgets(p, s, r, c, b, err);
-    if (st) goto out;
-    if (s->select == KV_SELECT_CHUNKS && L >= s->chunk_length) {
-        for (uint32_t l = 0; l < n; l++)
-            for (uint32_t u = 0; u < U; u++) counts[(size_t)l * U + u] = kv_chunk_count(s, r->order + ((size_t)l * U + u) * L, L, c->share);
-        goto out;
-    }
-    if (s->layers == KV_LAYERS_LAVA_CODE) lava_code(s, r, n, m, c->tokens, counts);
-    if (s->layers == KV_LAYERS_POOL) kv_flat_topk(r->sorted, (size_t)n * U, m, NULL, (uint64_t)b[0] * n * U, counts);
-    for (uint32_t l = 0; l < n; l++) {
-        const float *sorted = r->sorted + (size_t)l * U * m;
-        uint32_t *to = counts + (size_t)l * U;
-        bool whole = b[l] > (int64_t)m || (s->skip_layers[l / 64 % 16] >> (l % 64) & 1);
-        if (!whole && s->heads == KV_HEADS_SAFEGUARD) {
-            if ((st = safeguard_heads(s, r, l, L, c->tokens, to, err))) goto out;
-            continue;
-        }
-        if (!whole && s->layers != KV_LAYERS_POOL && s->layers != KV_LAYERS_LAVA_CODE) {
-            if (s->heads == KV_HEADS_TABLE) table_heads(s, r, n, l, c->tokens, p->scene->info->n_q_head, to);
-            else if (s->heads == KV_HEADS_ADA && b[l] > 0) ada_heads(s, sorted, U, m, b[l], scale, to);
-            else if (s->heads == KV_HEADS_POOL && b[l] > 0) kv_flat_topk(sorted, U, m, NULL, (uint64_t)b[l] * U, to);
-            else
-                for (uint32_t u = 0; u < U; u++) to[u] = b[l] > 0 ? (uint32_t)b[l] : 0;
-        }
-        for (uint32_t u = 0; u < U; u++) {
-            /* less than what is protected: the newest protected tokens stay */
-            int64_t total = s->layers == KV_LAYERS_PYRAMID_KVPRESS ? r->n_forced + b[l] : c->tokens;
-            int64_t protect = total < r->n_forced ? total : r->n_forced;
-            int64_t k = whole ? (int64_t)L : (int64_t)to[u] + (protect > 0 ? protect : 0);
-            to[u] = k < (int64_t)L ? (uint32_t)k : L;
-        }
-    }
-out:
-    free(b), free(scale);
-    return st;
 }
 
 uint64_t kv_plan_slots(const kv_plan *p, size_t i, const uint32_t *counts)

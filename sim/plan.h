@@ -10,14 +10,20 @@
 typedef struct {
     const kv_spec *spec;    /* the first policy that asked for it */
     uint32_t granularity, n_unit;
-    uint32_t n_forced;      /* protected positions: the first entries of every order, newest first */
+    uint32_t n_item;        /* what counts count: positions, or pages of spec->page positions */
+    uint32_t n_forced;      /* protected items: the first of every order, newest first */
+    bool *segment;          /* [L] positions of the protected segment, or NULL */
     uint32_t *order;        /* [n_evict][n_unit][L] */
-    float *sorted;          /* [n_evict][n_unit][L - n_forced] scores along the order, behind the protected ones */
+    float *sorted;          /* [n_evict][n_unit][n_item - n_forced] item scores along the order, behind the protected ones */
     uint32_t *fixed;        /* mask: [n_evict][n_unit] counts that no budget changes, else NULL */
     bool want_preference;   /* some policy spreads its layers by CAKE's preference or LAVa's entropy */
     double *entropy, *variance; /* [n_evict] CAKE's H and V of the window (policies.md 4.1) */
     double *spread;         /* [n_evict] LAVa's entropy of the scores */
     double *importance;     /* [n_evict][n_q_head] HeadKV's table, shares of the model, or NULL */
+    float *pattern;         /* [n_evict][n_kv_head] DuoAttention's table, or NULL */
+    bool *similar;          /* [n_evict] layers that attention changes least (SqueezeAttention), or NULL */
+    double *weight;         /* [n_evict] factor on the layer's scores in a pool over layers, or NULL */
+    uint32_t *first_key;    /* [n_evict][n_unit][L] select.h, or NULL */
 } kv_ranking;
 
 typedef struct {
@@ -47,7 +53,13 @@ kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolv
  * (such a cache stores repeated heads), one set per layer costs n_kv_head slots a token. */
 uint64_t kv_plan_slots(const kv_plan *p, size_t i, const uint32_t *counts);
 
-/* ---- the allocators (layers.c, heads.c), pure functions of numbers ---- */
+/* Kept items of layer l (among the evicting ones) whose score equals the first dropped one's, and all kept ones: which of such a tie
+ * class stay is decided by the tie rule alone (ambiguous_share). Zero for schedules and masks, which have no cut in a ranking. */
+void kv_plan_ambiguous(const kv_plan *p, size_t i, const uint32_t *counts, uint32_t l, uint64_t *tied, uint64_t *kept);
+/* A number that two kept sets share only when they are the same (up to a 64-bit hash): all layers, units and positions. */
+uint64_t kv_plan_fingerprint(const kv_plan *p, size_t i, const uint32_t *counts);
+
+/* ---- the allocators (layers.c, heads.c; counts.c combines them), pure functions of numbers ---- */
 /* x real shares of n layers, integer total, cap per layer: truncate, cap, spread the excess and the leftovers equally, lowest
  * index first, without a second cap (antgroup/cakekv adjust_budgets, policies.md 4.5). */
 kv_status kv_cake_adjust(const double *x, uint32_t n, int64_t total, int64_t cap, int64_t *b, kv_error *err);
@@ -57,6 +69,17 @@ kv_status kv_cake_budgets(const double *preference, uint32_t n, int64_t total, i
                           int64_t *lost, kv_error *err);
 /* Arithmetic progression of policies.md 3.3 for n layers, window-free mean B, `room` = L - window. */
 void kv_pyramid(int64_t B, int64_t beta, int64_t room, uint32_t n, int64_t *b);
+/* SqueezeAttention: similar[l] = layer l is in the class of largest cosine when the n cosines are split into three classes of least
+ * squared distance from their means (the exact optimum; two classes when there are two values, none when all are equal). */
+kv_status kv_squeeze_classes(const float *cosine, uint32_t n, bool *similar, kv_error *err);
+/* int(p C) for similar layers, int((n - n3 p) C / (n - n3)) for the n - n3 others: counts with the window, above a layer's tokens
+ * where the shares say so. */
+void kv_squeeze_budgets(const bool *similar, uint32_t n, double p, int64_t C, int64_t *b);
+/* DuoAttention: as many of the n heads as fit into `total` slots, in the order of (pattern descending, index ascending), keep `all`
+ * entries, the others `least`, or an equal share where even that does not fit. */
+kv_status kv_duo_heads(const float *pattern, size_t n, uint64_t total, uint32_t all, uint32_t least, uint32_t *counts, kv_error *err);
+/* One factor per (layer, unit) from the ranking's weights, [n][n_unit]; free(). */
+kv_status kv_layer_scales(const kv_ranking *r, uint32_t n, float **scale, kv_error *err);
 /* Winners of one flat top-k over n_unit lists of m scores each (descending), ties by unit then position; scale NULL or a factor per
  * unit. won[u] = entries of unit u among the k largest; their sum is min(k, n_unit * m). */
 void kv_flat_topk(const float *sorted, size_t n_unit, size_t m, const float *scale, uint64_t k, uint32_t *won);

@@ -5,6 +5,11 @@
 #define CODE "kept sets equal the authors' code on 5 recorded and synthetic cases"
 #define PORT "kept sets equal kvpress's port on 5 recorded and synthetic cases"
 #define OURS "definition (no other code to compare with)"
+#define NO_GOLDEN "not verified against the authors' code: written from "
+#define NO_CODE "our own, nothing to compare with; guessed: "
+#define DEFENSIVE "score=maxclamp,window=32,pooling=avgpool,kernel=5,value=wo-share"
+#define CAKE_SCORE \
+    "score=window,window=32,row_reduce=mean+gamma*var,gamma=200,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5"
 #define SNAP "score=window,window=32,row_reduce=mean,group_reduce=mean,pooling=maxpool,kernel=7"
 
 const kv_policy kv_policies[] = {
@@ -97,6 +102,15 @@ const kv_policy kv_policies[] = {
      "NVIDIA/kvpress tova_press.py", CODE, "yes", "score=window,window=1,row_reduce=mean,group_reduce=all"},
     {"kvpress.streamingllm", "first 4 and the newest", "StreamingLLM, arXiv 2309.17453",
      "NVIDIA/kvpress streaming_llm_press.py", CODE, "yes", "score=recency,sinks=4"},
+    {"cake.scripts", "CAKE with the exponents of its scripts (tau_table=MODEL, at C = 1024 and 128)", "CAKE, arXiv 2503.12491",
+     "antgroup/cakekv experiments/LongBench/config/model2tau.json", CODE " (as cake; the table is the repository's)",
+     "no: the exponents change with the budget",
+     "score=window,window=32,row_reduce=mean+gamma*var,gamma=200,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5,"
+     "layers=cake,guard=window,cascading=1,tau_table=llama3.1-8b"},
+    {"cake.oneshot", "CAKE's layer budgets computed once, after the last layer", "CAKE, arXiv 2503.12491",
+     "antgroup/cakekv cake_cache.py without --cascading", CODE " (cake with cascading=0)", "up to one token per layer",
+     "score=window,window=32,row_reduce=mean+gamma*var,gamma=200,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5,"
+     "layers=cake,guard=window,cascading=0"},
     {"lava.code", "LAVa, the repository: entropy layers, frozen floor", "LAVa, arXiv 2509.09754",
      "MGDDestiny/Lava snapkv_utils.py LavaKVCluster", CODE, "yes",
      "score=window,window=32,row_reduce=mean,group_reduce=max,pool_first=1,pooling=maxpool,kernel=7,value=head-max-l1,"
@@ -166,5 +180,39 @@ const kv_policy kv_policies[] = {
     {"rkv.prompt", "attention of the window against likeness to other keys", "R-KV, arXiv 2505.24133",
      "Zefan-Cai/R-KV r1_kv.py", CODE " (the cut of the prompt; triggers during decode are not replayed)", "yes (one cut)",
      "score=rkv,window=8,pooling=maxpool,kernel=7,mix_lambda=0.07"},
+    {"defensivekv", "worst window attention x value share, 90 % of the mass first",
+     "DefensiveKV, arXiv 2510.13334", "FFY0/DefensiveKV efficient_defensivekv_press.py",
+     NO_GOLDEN "policies.md 8.1 and a reading of the repository", "yes", DEFENSIVE ",select=mass-first,heads=pool"},
+    {"layer-defensivekv", "the same, one flat top-k over layers, windows compete", "DefensiveKV, arXiv 2510.13334",
+     "FFY0/DefensiveKV efficient_layer_defensivekv_press.py", NO_GOLDEN "policies.md 8.1 and a reading of the repository", "yes",
+     DEFENSIVE ",select=mass-first,layers=pool"},
+    {"qfilters", "keys against a learned direction (filters=FILE), window kept", "Q-Filters, arXiv 2503.02812",
+     "NVIDIA/kvpress qfilter_press.py", NO_GOLDEN "policies.md 3.9; trained filters were not at hand; the window is ours", "yes",
+     "score=qfilter,window=32"},
+    {"kvpress.qfilter", "keys against a learned direction per head (filters=FILE)", "Q-Filters, arXiv 2503.02812",
+     "NVIDIA/kvpress qfilter_press.py", NO_GOLDEN "policies.md 3.9; trained filters were not at hand", "yes", "score=qfilter"},
+    {"duo", "the best heads (pattern=FILE) keep all, others 4 + 32 recent",
+     "DuoAttention, arXiv 2410.10819", "mit-han-lab/duo-attention",
+     NO_GOLDEN "policies.md 8.3; heads by budget and the short sinks and recent span are ours (published: 128 and 256)", "yes",
+     "score=recency,sinks=4,recent=32,heads=duo"},
+    {"squeeze", "recent tokens, less in layers of high cosine (cosine=FILE)", "SqueezeAttention, arXiv 2404.04793",
+     "hetailang/SqueezeAttention utils_hh/modify_mistral.py",
+     NO_GOLDEN "policies.md 8.3; exact classes instead of unseeded k-means, p as a share of the budget, its value is a guess",
+     "yes", "score=recency,layers=squeeze,p=0.35"},
+    {"caote.ours", "error of evicting just this token, by mean window attention", "CAOTE, arXiv 2504.14051",
+     "definition (policies.md 1.2)", NO_CODE "one cut after the prompt instead of every step, mean over the group", "yes",
+     "score=window,window=32,row_reduce=mean,group_reduce=mean,value=loo"},
+    {"meanvar-loo.ours", "CAKE's score times CAOTE's ||o - v|| / (1 - a)", "metrics.md 8.1, 3", "definition",
+     NO_CODE "the combination", "yes", CAKE_SCORE ",value=loo"},
+    {"cake-ada-critical.ours", "CAKE layers, Ada heads, half by projected value norm",
+     "metrics.md 8.1, 1", "definition", NO_CODE "the combination and its score", "up to one token per layer",
+     CAKE_SCORE ",layers=cake,guard=window,heads=ada,alpha=0.2,select=two-stage,epsilon=0.0001"},
+    {"stream-pool.ours", "SnapKV pooled over the model, layers by value / stream norm",
+     "metrics.md 8.1, 2", "definition", NO_CODE "L1 norms, the stream's norm on the window's rows", "yes", SNAP ",layers=pool,layer_weight=stream"},
+    {"maxclamp-floor.ours", "DefensiveKV's score, half of the slots for the best spans",
+     "metrics.md 8.1, 4", "definition", NO_CODE "what a span is, span length, share and number of heads", "yes",
+     DEFENSIVE ",select=spans-first,heads=pool,alpha=0.5,chunk_length=8,cover=1"},
+    {"random-protected.ours", "random behind 4 sinks, line and sentence ends, the window", "metrics.md 8.1, 7", "definition",
+     NO_CODE "which tokens are delimiters (none where the trace has no text)", "yes", "score=random_protected,window=32,sinks=4"},
     {NULL, NULL, NULL, NULL, NULL, NULL, NULL},
 };

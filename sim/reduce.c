@@ -15,12 +15,10 @@ void kv_unit_heads(const kv_layer *l, uint32_t granularity, uint32_t u, uint32_t
     *first = u * *count;
 }
 
-/* x[0..n) smoothed in place. avg divides by the kernel also at the ends (torch counts the zero padding); max takes the
- * neighbours there are. tmp holds n floats. */
-static void pool(uint32_t kind, uint32_t kernel, size_t n, float *x, float *tmp)
+void kv_pool(uint32_t pooling, uint32_t kernel, size_t n, float *x, float *tmp)
 {
     size_t half = kernel / 2;
-    if (kind == KV_POOL_NONE || half == 0) return;
+    if (pooling == KV_POOL_NONE || half == 0) return;
     memcpy(tmp, x, n * sizeof *x);
     for (size_t i = 0; i < n; i++) {
         size_t a = i > half ? i - half : 0, b = i + half < n ? i + half : n - 1;
@@ -30,7 +28,7 @@ static void pool(uint32_t kind, uint32_t kernel, size_t n, float *x, float *tmp)
             sum += tmp[j];
             if (tmp[j] > max) max = tmp[j];
         }
-        x[i] = kind == KV_POOL_AVG ? (float)(sum / kernel) : max;
+        x[i] = pooling == KV_POOL_AVG ? (float)(sum / kernel) : max;
     }
 }
 
@@ -41,7 +39,7 @@ kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *
     kv_status st = kv_array(&tmp, n, sizeof *tmp, err);
     if (st) return st;
     if (s->pool_first)
-        for (uint32_t h = 0; h < l->n_q_head; h++) pool(s->pooling, s->kernel, n, per_head + h * L, tmp);
+        for (uint32_t h = 0; h < l->n_q_head; h++) kv_pool(s->pooling, s->kernel, n, per_head + h * L, tmp);
     for (uint32_t u = 0; u < kv_unit_count(l, s->granularity); u++) {
         uint32_t first, count;
         kv_unit_heads(l, s->granularity, u, &first, &count);
@@ -58,7 +56,7 @@ kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *
                                : s->group_reduce == KV_GROUP_SUM ? (float)sum
                                                                  : (float)(sum / count);
         }
-        if (!s->pool_first) pool(s->pooling, s->kernel, n, score + u * L, tmp);
+        if (!s->pool_first) kv_pool(s->pooling, s->kernel, n, score + u * L, tmp);
     }
     free(tmp);
     return KV_OK;

@@ -124,11 +124,8 @@ static void account(kv_head_sums *s, double mass, double cmass, double base, con
         s->n_prompt++;
     }
     if (!errors) return;
-    for (size_t j = 0; j < d; j++) {
-        float e = whole ? 0 : o[j] - o_hat[j];
-        e2 += (double)e * e;
-        if (diff) diff[j] = e;
-    }
+    if (!whole) e2 = kv_diff_squares(d, o, o_hat, diff);
+    else if (diff) memset(diff, 0, d * sizeof *diff);
     double rel = norm_o > 0 ? sqrt(e2) / norm_o : 0;
     s->head_error += rel;
     if (1 - R > LOST_NOTHING) s->value_distance += rel / (1 - R), s->n_distance++;

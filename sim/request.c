@@ -3,7 +3,7 @@
 
 #include "sim/commands.h"
 
-/* --protect sink=4,recent=32 */
+/* --protect sink=4,recent=32,segment=NAME */
 static kv_status protect(kv_spec *s, const char *text, kv_error *err)
 {
     kv_status st = KV_OK;
@@ -12,10 +12,12 @@ static kv_status protect(kv_spec *s, const char *text, kv_error *err)
     for (char *item = strtok_r(copy, ",", &save); item && !st; item = strtok_r(NULL, ",", &save)) {
         char *eq = strchr(item, '=');
         if (eq) *eq = 0;
-        if (!eq || (strcmp(item, "sink") && strcmp(item, "recent")))
-            st = kv_fail(err, KV_EMISUSE, "--protect '%s': want sink=N,recent=N", text);
+        char name[32];
+        snprintf(name, sizeof name, "protect_%s", item);
+        if (!eq || (strcmp(item, "sink") && strcmp(item, "recent") && strcmp(item, "segment")))
+            st = kv_fail(err, KV_EMISUSE, "--protect '%s': want sink=N,recent=N,segment=NAME", text);
         else
-            st = kv_spec_set(s, *item == 's' ? "protect_sink" : "protect_recent", eq + 1, err);
+            st = kv_spec_set(s, name, eq + 1, err);
     }
     free(copy);
     return st;
@@ -36,6 +38,11 @@ kv_status kv_request_resolve(kv_request *r, kv_error *err)
         if (s->file) continue; /* a kept set made elsewhere: nothing to change */
         if (r->granularity) st = kv_spec_set(s, "granularity", r->granularity, err);
         if (!st && r->protect) st = protect(s, r->protect, err);
+        if (!st && r->page) {
+            snprintf(seed, sizeof seed, "%u", r->page);
+            st = kv_spec_set(s, "page", seed, err);
+            snprintf(seed, sizeof seed, "%llu", (unsigned long long)r->seed);
+        }
         if (!st && r->seed) st = kv_spec_set(s, "seed", seed, err);
         if (!st) st = kv_spec_seal(s, err);
     }

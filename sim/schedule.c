@@ -11,7 +11,7 @@
 
 bool kv_schedule_needed(const kv_spec *s)
 {
-    return s->decode != KV_DECODE_KEEP || s->select == KV_SELECT_TWO_STAGE || s->select == KV_SELECT_BLOCKS;
+    return s->decode != KV_DECODE_KEEP || s->select >= KV_SELECT_TWO_STAGE;
 }
 
 void kv_schedule_free(kv_schedule *s)
@@ -240,6 +240,7 @@ kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved 
     if (st) return st;
     if (s->select == KV_SELECT_TWO_STAGE) st = kv_select_two_stage(p, i, counts, l, out->at, err);
     else if (s->select == KV_SELECT_BLOCKS) st = kv_select_blocks(p, i, c, l, out->at, err);
+    else if (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS) st = kv_select_first(p, i, c, counts, l, out->at, err);
     else if (s->decode == KV_DECODE_H2O_MASK) st = mask_loop(s, l, out, err);
     else st = step_loop(p, i, c, counts, l, out, err);
     if (st) kv_schedule_free(out);

@@ -31,28 +31,97 @@ static double value_norm(const kv_layer *l, uint32_t kv, uint32_t i, bool l1)
     return l1 ? s : sqrt(s);
 }
 
-kv_status kv_value_weight(const kv_layer *l, const kv_spec *s, uint32_t n, float *score, kv_error *err)
+/* Leave one out (CAOTE, arXiv 2504.14051; policies.md 1.2): dropping position i alone moves the output of a row by a_i / (1 - a_i) *
+ * ||o - v_i||. a is the mean row of the window, o what it gives. The factor of a unit is the mean of ||o - v_i|| / (1 - a_i) over its
+ * query heads, weighted by their a_i, so that the group mean of a times the factor is exactly the group mean of the errors. */
+static kv_status leave_one_out(kv_layer *l, const kv_spec *s, uint32_t n, float *score, kv_error *err)
+{
+    uint32_t L = l->L, d = l->d, w = s->window < L ? s->window : L;
+    const float *p;
+    double *a = NULL, *o = NULL, *num = NULL, *den = NULL, *plain = NULL;
+    kv_status st = kv_layer_probs(l, w, &p, err);
+    if (!st) st = kv_array(&a, L, sizeof *a, err);
+    if (!st) st = kv_array(&o, d, sizeof *o, err);
+    if (!st) st = kv_array(&num, n, sizeof *num, err);
+    if (!st) st = kv_array(&den, n, sizeof *den, err);
+    if (!st) st = kv_array(&plain, n, sizeof *plain, err);
+    for (uint32_t u = 0; u < kv_unit_count(l, s->granularity) && !st; u++) {
+        uint32_t first, count;
+        kv_unit_heads(l, s->granularity, u, &first, &count);
+        memset(num, 0, n * sizeof *num), memset(den, 0, n * sizeof *den), memset(plain, 0, n * sizeof *plain);
+        for (uint32_t q = first; q < first + count; q++) {
+            const float *row = p + (size_t)q * w * L, *v = l->v + (size_t)(q / l->group) * l->scene->n_token * d;
+            memset(a, 0, L * sizeof *a), memset(o, 0, d * sizeof *o);
+            for (uint32_t r = 0; r < w; r++)
+                for (uint32_t i = 0; i < L; i++) a[i] += row[(size_t)r * L + i];
+            for (uint32_t i = 0; i < L; i++) {
+                a[i] /= w;
+                for (uint32_t j = 0; j < d; j++) o[j] += a[i] * v[(size_t)i * d + j];
+            }
+            for (uint32_t i = 0; i < n; i++) {
+                double d2 = 0, rest = 1 - a[i] > 1e-9 ? 1 - a[i] : 1e-9; /* floats that round to 1 */
+                for (uint32_t j = 0; j < d; j++) d2 += (o[j] - v[(size_t)i * d + j]) * (o[j] - v[(size_t)i * d + j]);
+                num[i] += a[i] * (sqrt(d2) / rest), den[i] += a[i], plain[i] += sqrt(d2) / rest / count;
+            }
+        }
+        for (uint32_t i = 0; i < n; i++)
+            score[(size_t)u * L + i] = (float)(score[(size_t)u * L + i] * (den[i] > 0 ? num[i] / den[i] : plain[i]));
+    }
+    free(a), free(o), free(num), free(den), free(plain);
+    return st;
+}
+
+kv_status kv_stream_weight(const kv_layer *l, const kv_spec *s, double *weight, kv_error *err)
+{
+    uint32_t L = l->L, w = s->window && s->window < L ? s->window : L;
+    double *nu = NULL, norm = 0, inverse = 0;
+    float *x = NULL;
+    kv_status st = kv_array(&nu, (size_t)l->n_kv_head * L, sizeof *nu, err);
+    if (!st) st = kv_array(&x, w, sizeof *x, err);
+    if (!st) st = kv_trace_read_f32(l->scene->trace, KV_S_XNORM, l->number, 0, L - w, L, x, err);
+    if (!st) st = projected_norms(l, nu, err);
+    for (size_t k = 0; k < (size_t)l->n_kv_head * L && !st; k++) norm += nu[k] / ((double)l->n_kv_head * L);
+    for (uint32_t r = 0; r < w && !st; r++) inverse += x[r] > 0 ? 1 / (double)x[r] / w : 0;
+    *weight = norm * inverse;
+    free(nu), free(x);
+    return st;
+}
+
+static double unit_mean(const kv_layer *l, const kv_spec *s, const double *w, uint32_t u, uint32_t i)
+{
+    uint32_t first, count;
+    double f = 0;
+    kv_unit_heads(l, s->granularity, u, &first, &count);
+    for (uint32_t q = first; q < first + count; q++) f += w[(size_t)(q / l->group) * l->L + i];
+    return f / count;
+}
+
+kv_status kv_value_weight(kv_layer *l, const kv_spec *s, uint32_t n, float *score, kv_error *err)
 {
     double *w = NULL; /* [n_kv_head][L] */
+    bool projected = s->value == KV_VALUE_WO_L1 || s->value == KV_VALUE_WO_SHARE;
+    uint32_t U = kv_unit_count(l, s->granularity);
     if (s->value == KV_VALUE_NONE) return KV_OK;
+    if (s->value == KV_VALUE_LOO) return leave_one_out(l, s, n, score, err);
     kv_status st = kv_array(&w, (size_t)l->n_kv_head * l->L, sizeof *w, err);
-    if (!st && s->value == KV_VALUE_WO_L1) st = projected_norms(l, w, err);
+    if (!st && projected) st = projected_norms(l, w, err);
     for (uint32_t h = 0; h < l->n_kv_head && !st; h++) {
         double max = 0;
-        for (uint32_t i = 0; i < n && s->value != KV_VALUE_WO_L1; i++) {
+        for (uint32_t i = 0; i < n && !projected; i++) {
             w[(size_t)h * l->L + i] = value_norm(l, h, i, s->value == KV_VALUE_HEAD_MAX_L1);
             if (w[(size_t)h * l->L + i] > max) max = w[(size_t)h * l->L + i];
         }
         for (uint32_t i = 0; i < n && s->value == KV_VALUE_HEAD_MAX_L1; i++) w[(size_t)h * l->L + i] = max;
     }
-    for (uint32_t u = 0; u < kv_unit_count(l, s->granularity) && !st; u++)
-        for (uint32_t i = 0; i < n; i++) {
-            double f = 0;
-            uint32_t first, count;
-            kv_unit_heads(l, s->granularity, u, &first, &count);
-            for (uint32_t q = first; q < first + count; q++) f += w[(size_t)(q / l->group) * l->L + i];
-            score[(size_t)u * l->L + i] = (float)(score[(size_t)u * l->L + i] * (f / count));
+    for (uint32_t i = 0; i < n && !st; i++) {
+        double sum = 0; /* all values zero: a share of nothing is nothing */
+        for (uint32_t u = 0; u < U && s->value == KV_VALUE_WO_SHARE; u++) sum += unit_mean(l, s, w, u, i);
+        for (uint32_t u = 0; u < U; u++) {
+            double f = unit_mean(l, s, w, u, i);
+            if (s->value == KV_VALUE_WO_SHARE) f = sum > 0 ? f / sum : 0;
+            score[(size_t)u * l->L + i] = (float)(score[(size_t)u * l->L + i] * f);
         }
+    }
     free(w);
     return st;
 }

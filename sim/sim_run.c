@@ -20,7 +20,8 @@ static const char HELP[] =
     "      --db FILE         results database (results.db)\n"
     "  -j N                  threads (all cores); the results do not depend on it\n"
     "      --granularity G   query_head, kv_head or layer, for every policy\n"
-    "      --protect S       sink=4,recent=32: kept first, inside the budget, by every policy\n"
+    "      --protect S       sink=4,recent=32,segment=NAME: kept first, inside the budget, by every policy\n"
+    "      --page N          whole pages of N tokens are kept or dropped\n"
     "      --cut C           prompt (default) or context: cut before the question is seen\n"
     "      --decode-rows N   of a prompt-only trace: the last N rows are the measured ones\n"
     "      --metrics LIST    only these, e.g. recall,layer_error (see `kv-sim metrics`)\n"
@@ -120,6 +121,30 @@ static void tick(void *bar, size_t done)
     kv_progress_step(bar, (double)done, NULL);
 }
 
+/* Two specs that kept the same sets at every budget where something was chosen: usually an option that does nothing. */
+static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const char *path, kv_error *err)
+{
+    uint64_t *print = NULL;
+    kv_status st = kv_array(&print, n, sizeof *print, err);
+    for (size_t i = 0; i < n && !st; i++) print[i] = kv_schedule_needed(&p->spec[point[i].spec]) ? i : kv_plan_fingerprint(p, point[i].spec, point[i].counts);
+    for (size_t a = 0; a < p->n_spec && !st; a++)
+        for (size_t b = a + 1; b < p->n_spec; b++) {
+            size_t same = 0, differ = 0;
+            for (size_t i = 0; i < n; i++)
+                for (size_t k = 0; k < n && point[i].spec == a; k++) {
+                    if (point[k].spec != b || point[k].budget != point[i].budget) continue;
+                    uint32_t least = p->ranking[p->ranking_of[a]].n_forced, other = p->ranking[p->ranking_of[b]].n_forced;
+                    bool chosen = point[i].c.tokens < p->scene->n_cut && point[i].c.tokens > (least > other ? least : other);
+                    if (chosen) *(print[i] == print[k] ? &same : &differ) += 1;
+                }
+            if (same && !differ)
+                fprintf(stderr, "kv-sim: note: %s and %s kept the same sets at every budget of '%s' (%zu): is a parameter without effect?\n", p->spec[a].canonical,
+                        p->spec[b].canonical, path, same);
+        }
+    free(print);
+    return st;
+}
+
 /* Runs of one trace that are missing: plan, replay, write. */
 static kv_status run_trace(options *o, kv_results *db, const char *path, kv_error *err)
 {
@@ -132,6 +157,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_value *value = NULL;
     char(*id)[33] = NULL;
     uint32_t *number = NULL;
+    kv_tie_count *tie = NULL;
     size_t n_spec = 0, n_point = 0, room = o->rq.n_spec * o->rq.n_budget;
     kv_progress *bar = NULL;
     struct timespec t0, t1;
@@ -168,6 +194,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     if (!st) st = kv_replay_run(&plan, point, n_point, o->wanted, o->jobs, tick, bar, &rp, err);
     if (!st) st = kv_array(&value, kv_metric_room(sc.n_evict, sc.info->n_q_head), sizeof *value, err);
     if (!st) st = kv_array(&number, sc.n_evict, sizeof *number, err);
+    if (!st) st = kv_array(&tie, sc.n_evict, sizeof *tie, err);
     for (uint32_t l = 0; l < sc.n_evict && !st; l++) number[l] = sc.info->layer[sc.evict[l]];
     if (!st) st = kv_results_begin(db, err);
     open = !st;
@@ -181,7 +208,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         uint64_t per_token = (uint64_t)sc.n_evict * (rk->granularity == KV_GRAN_QUERY_HEAD ? Hkv * g : Hkv);
         double later = sc.n_row ? (double)(sc.row_first - sc.n_cut) + (sc.n_row + 1) / 2.0 : 0;
         kv_run run = {.spec = &spec[point[i].spec], .budget = &o->rq.budget[point[i].budget], .c = point[i].c, .cut = o->rq.cut,
-                      .protect = o->rq.protect, .page = 1, .rows = sc.n_row, .seed = o->rq.seed, .detail = o->detail, .wanted = o->wanted,
+                      .protect = o->rq.protect, .page = o->rq.page ? o->rq.page : 1, .rows = sc.n_row, .seed = o->rq.seed, .detail = o->detail, .wanted = o->wanted,
                       .granularity = (const char *[]){"query_head", "kv_head", "layer"}[rk->granularity], .counts = point[i].counts,
                       .number = number, .n_layer = sc.n_evict, .n_unit = rk->n_unit, .value = value, .own_output = rp.own_output,
                       .entry_bytes = sc.slot_bytes * (rk->granularity == KV_GRAN_LAYER ? Hkv : 1), .wall_s = wall / (double)n_point};
@@ -201,13 +228,15 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
             }
         }
         run.full_bytes = (sc.n_cut + later) * (double)sc.n_evict * Hkv * (double)sc.slot_bytes;
+        for (uint32_t l = 0; l < sc.n_evict; l++) kv_plan_ambiguous(&plan, point[i].spec, point[i].counts, l, &tie[l].tied, &tie[l].kept);
         run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head, rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL,
-                                       number, sc.n_evict, sc.info->n_q_head, sc.n_row, o->wanted, o->detail, value);
+                                       tie, number, sc.n_evict, sc.info->n_q_head, sc.n_row, o->wanted, o->detail, value);
         if (!run.n_value) st = kv_fail(err, KV_ENOMEM, "out of memory");
         else st = kv_results_put(db, trace_id, &run, err);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
     if (!st) o->n_new += n_point;
+    if (!st) st = twins(&plan, point, n_point, path, err);
     if (!st && !rp.layer_error && (o->wanted >> KV_M_LAYER_ERROR & 1))
         fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", path);
 out:
@@ -216,7 +245,7 @@ out:
     for (size_t i = 0; i < n_point; i++) free(point[i].counts);
     kv_replay_free(&rp);
     kv_plan_free(&plan);
-    free(spec), free(point), free(value), free(id), free(number);
+    free(spec), free(point), free(value), free(id), free(number), free(tie);
     kv_scene_close(&sc);
     kv_trace_close(t);
     return st;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# readme.sh BIN - the README's policy table is what kv-sim prints, and its commands on the samples run as shown.
+# readme.sh BIN - the README's policy table is what kv-sim prints, and its commands on the samples and ways to add a policy work as shown.
 # `readme.sh BIN --write` puts the table in.
 set -u
 bin=$1
@@ -24,6 +24,22 @@ while read -r c; do
         fail=$((fail + 1))
     fi
 done <"$tmp/commands"
-[ "$pass" -ge 5 ] || fail=$((fail + 1))
+# the blocks of "Add one in ten minutes" but the last, which changes the sources; the plug-in and the mask are one policy
+sed -n '/^### Add one/,/^## /p' README.md | awk -v to="$tmp/add" '/^```sh/ {n++; on = 1; next} /^```/ {on = 0} on {print > (to n)}'
+for i in 1 2; do
+    sed "s|build/mine|$tmp/mine|g; s|build/kv-|$bin/kv-|g" "$tmp/add$i" >"$tmp/run"
+    if KVTRACE_PLOTS=plots sh -e "$tmp/run" >"$tmp/out" 2>&1; then pass=$((pass + 1)); else
+        echo "FAIL README.md: way $i to add a policy"
+        tail -3 "$tmp/out"
+        fail=$((fail + 1))
+    fi
+done
+"$bin/kv-sim" keep traces/samples/prose.kvt -p "plugin:$tmp/mine.so" -b 10% -o "$tmp/plugin.npy" >/dev/null 2>&1
+"$bin/kv-sim" keep traces/samples/prose.kvt -p "mask:$tmp/mine.npy" -b 10% -o "$tmp/mask.npy" >/dev/null 2>&1
+if [ -s "$tmp/mine/curves.svg" ] && cmp -s "$tmp/plugin.npy" "$tmp/mask.npy"; then pass=$((pass + 1)); else
+    echo "FAIL README.md: no curve, or the plug-in and the mask keep different sets"
+    fail=$((fail + 1))
+fi
+[ "$pass" -ge 8 ] || fail=$((fail + 1))
 echo "$pass passed, $fail failed"
 [ $fail -eq 0 ]

@@ -36,12 +36,12 @@ run readme sh tests/readme.sh "$bin"
 run kvt.py python3 tests/kvt_check.py "$bin"
 run golden-models python3 tests/golden/drive_models.py "$bin" tests/golden/models gguf
 run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/models malformed
-for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --policy "$(cat tests/golden/policies/done.txt)"; done
+for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}"; done
 for c in tests/golden/metrics/*/; do run "metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" tests/golden/policies "${c%/}"; done
 
 if [ -d $golden ]; then
     run shared-models python3 tests/golden/drive_models.py "$bin" $golden/models gguf --only llama256
-    for c in $golden/policies/case*/; do run "shared-kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --sample 60 --policy "$(cat tests/golden/policies/done.txt)"; done
+    for c in $golden/policies/case*/; do run "shared-kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --sample 60; done
     for c in $golden/metrics/*/; do run "shared-metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" $golden/policies "${c%/}"; done
     if [ -f $model ]; then
         run tokenizer python3 tests/golden/drive_models.py "$bin" $golden/models tokenizer --model $model

@@ -381,6 +381,69 @@ static void test_ties(void)
     free(path);
 }
 
+/* Whole pages, never more than the budget, and no dropped page better than a kept one. */
+static void test_pages(void)
+{
+    char *path = in_dir("page.kvt");
+    kv_error e = {""};
+    for (uint64_t seed = 0; seed < 12; seed++) {
+        kv_tiny s = {2, 4, 2, 8, 70 + (uint32_t)seed, 64 + (uint32_t)seed, false, seed == 3, 40 + seed};
+        kv_tiny_data data = kv_tiny_make(&s);
+        world w;
+        uint32_t page = 1 + (uint32_t)seed % 9, P = s.n_prompt;
+        char *policies = kv_format("snapkv:window=8,page=%u,knorm:window=0,page=%u,cake:window=8,page=%u,ada-snapkv:window=8,page=%u,oracle-global:window=8,page=%u",
+                                   page, page, page, page, page);
+        CHECK(!kv_tiny_write(&s, &data, path, &e));
+        kv_status st = world_open(&w, path, policies, 1, &e);
+        CHECKF(!st, "page %u: %s", page, e.msg);
+        for (size_t i = 0; i < w.n && !st; i++) {
+            const kv_ranking *r = &w.plan.ranking[w.plan.ranking_of[w.point[i].spec]];
+            uint32_t C = w.point[i].c.tokens;
+            bool whole = true, best = true;
+            for (uint32_t k = 0; k < s.n_layer * r->n_unit; k++) {
+                uint32_t c = w.point[i].counts[k], in_page[80] = {0};
+                const uint32_t *o = r->order + (size_t)k * P;
+                for (uint32_t j = 0; j < c; j++) in_page[o[j] / page]++;
+                for (uint32_t g = 0; g * page < P; g++) whole &= in_page[g] == 0 || in_page[g] == (P - g * page < page ? P - g * page : page);
+                for (uint32_t j = r->n_forced + 1; j < r->n_item; j++) {
+                    size_t m = r->n_item - r->n_forced;
+                    best &= r->sorted[k * m + j - r->n_forced] <= r->sorted[k * m + j - r->n_forced - 1];
+                }
+            }
+            uint64_t slots = kv_plan_slots(&w.plan, w.point[i].spec, w.point[i].counts), nominal = (uint64_t)C * s.n_layer * s.n_kv_head;
+            bool ada = w.spec[w.point[i].spec].heads == KV_HEADS_ADA, cake = w.spec[w.point[i].spec].guard == KV_GUARD_WINDOW;
+            CHECKF(whole && best, "page %u, %s at %u", page, w.spec[w.point[i].spec].canonical, C);
+            CHECKF(slots <= nominal || ada || cake || C >= P, "page %u, %s at %u: %llu slots", page, w.spec[w.point[i].spec].canonical, C, (unsigned long long)slots);
+        }
+        world_close(&w);
+        kv_tiny_free(&data);
+        free(policies);
+    }
+    free(path);
+}
+
+/* The tie class at the cut: all scores equal, so everything kept behind the window is ambiguous. */
+static void test_ambiguous(void)
+{
+    kv_tiny s = {1, 2, 1, 8, 52, 50, false, true, 5};
+    kv_tiny_data data = kv_tiny_make(&s);
+    kv_error e = {""};
+    char *path = in_dir("amb.kvt");
+    world w;
+    CHECK(!kv_tiny_write(&s, &data, path, &e) && !world_open(&w, path, "knorm,recency", 1, &e));
+    for (size_t i = 0; i < w.n; i++) {
+        uint64_t tied, kept;
+        uint32_t C = w.point[i].c.tokens;
+        kv_plan_ambiguous(&w.plan, w.point[i].spec, w.point[i].counts, 0, &tied, &kept);
+        CHECKF(kept == C && tied == (w.point[i].spec == 0 && C > 32 && C < 50 ? C - 32 : 0), "C=%u: %llu of %llu", C, (unsigned long long)tied, (unsigned long long)kept);
+        CHECK((kv_plan_fingerprint(&w.plan, 0, w.point[i % w.n_budget].counts) == kv_plan_fingerprint(&w.plan, 0, w.point[i % w.n_budget].counts)));
+    }
+    CHECK(kv_plan_fingerprint(&w.plan, 0, w.point[2].counts) != kv_plan_fingerprint(&w.plan, 0, w.point[4].counts));
+    world_close(&w);
+    kv_tiny_free(&data);
+    free(path);
+}
+
 /* ------------------------------------------------------------------------------------- database */
 static int64_t number(const char *db, const char *sql)
 {
@@ -427,6 +490,8 @@ int main(void)
     test_budget();
     test_replay();
     test_ties();
+    test_pages();
+    test_ambiguous();
     test_results();
     char *rm = kv_format("rm -rf %s", dir);
     if (rm && system(rm)) perror("rm");

@@ -16,6 +16,9 @@ typedef struct {
 
 typedef struct {
     float *q, *k, *v, *wo; /* [layer][head][token][d], [layer][hidden][q_heads*d] */
+    float *xnorm;          /* [layer][token], or NULL: not written */
+    char *text;            /* or NULL; then offset [n_token + 1] too */
+    uint32_t *offset;
 } kv_tiny_data;
 
 static inline kv_tiny_data kv_tiny_make(const kv_tiny *s)
@@ -23,7 +26,7 @@ static inline kv_tiny_data kv_tiny_make(const kv_tiny *s)
     kv_rng r = {s->seed};
     size_t nq = (size_t)s->n_layer * s->n_q_head * s->n_token * s->d, nk = (size_t)s->n_layer * s->n_kv_head * s->n_token * s->d;
     size_t w = (size_t)s->n_q_head * s->d;
-    kv_tiny_data t = {malloc(nq * 4 + 4), malloc(nk * 4 + 4), malloc(nk * 4 + 4), malloc(s->n_layer * w * w * 4 + 4)};
+    kv_tiny_data t = {.q = malloc(nq * 4 + 4), .k = malloc(nk * 4 + 4), .v = malloc(nk * 4 + 4), .wo = malloc(s->n_layer * w * w * 4 + 4)};
     for (size_t i = 0; i < nq; i++) t.q[i] = (float)kv_rng_normal(&r) * 1.5f;
     for (size_t i = 0; i < nk; i++) t.k[i] = s->flat ? 1.0f : (float)kv_rng_normal(&r);
     for (size_t i = 0; i < nk; i++) t.v[i] = (float)kv_rng_normal(&r);
@@ -34,6 +37,7 @@ static inline kv_tiny_data kv_tiny_make(const kv_tiny *s)
 static inline void kv_tiny_free(kv_tiny_data *t)
 {
     free(t->q), free(t->k), free(t->v), free(t->wo);
+    free(t->xnorm), free(t->text), free(t->offset);
 }
 
 static inline kv_status kv_tiny_write(const kv_tiny *s, const kv_tiny_data *t, const char *path, kv_error *err)
@@ -56,7 +60,12 @@ static inline kv_status kv_tiny_write(const kv_tiny *s, const kv_tiny_data *t, c
         }
         kv_chunk c = {.stream = KV_S_WO, .layer = l, .head_count = 1, .token_count = width, .width = width, .dtype = KV_F32};
         if (!st && s->wo) st = kv_trace_put(w, &c, t->wo + (size_t)l * width * width, err);
+        kv_chunk x = {.stream = KV_S_XNORM, .layer = l, .head_count = 1, .token_count = s->n_token, .width = 1, .dtype = KV_F32};
+        if (!st && t->xnorm) st = kv_trace_put(w, &x, t->xnorm + (size_t)l * s->n_token, err);
     }
+    kv_chunk o = {.stream = KV_S_OFFSETS, .head_count = 1, .token_count = s->n_token + 1, .width = 1, .dtype = KV_U32};
+    if (!st && t->text) st = kv_trace_put(w, &o, t->offset, err);
+    if (!st && t->text) st = kv_trace_put_bytes(w, KV_S_TEXT, t->text, strlen(t->text), err);
     if (st) kv_trace_abandon(w);
     else st = kv_trace_finish(w, err);
     return st;

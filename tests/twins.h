@@ -1,10 +1,10 @@
 /* twins.h - what brute-force twins share: seeded worlds with every attention row in double, and decisions that know how
  * close they were.
  *
- * A twin repeats a rule in plain double loops over whole attention rows. The program scores in float, so the two may part
- * where values are nearly equal: every decision of a twin (a cut, a truncation) lowers `kv_gap` to its relative distance,
- * and a case with a gap below KV_NEAR is counted as a near tie and not compared. Values that are exactly equal are no near
- * tie: the tie rule decides them. */
+ * A twin repeats a rule in plain double loops over whole attention rows. The program scores in float, so the two may
+ * part where values are nearly equal: every decision of a twin (a cut, a truncation) lowers `kv_gap` to its relative
+ * distance, and a case with a gap below KV_NEAR is counted as a near tie and not compared. Values that are exactly
+ * equal are no near tie: the tie rule decides them. */
 #ifndef KV_TWINS_H
 #define KV_TWINS_H
 
@@ -14,6 +14,9 @@
 #include "tests/tiny.h"
 
 #define KV_NEAR 1e-5
+#ifndef KV_SHOW
+#define KV_SHOW 5
+#endif
 
 typedef struct {
     kv_tiny s;
@@ -71,8 +74,15 @@ static inline bool kv_world_open_data(kv_world *w, const char *path)
 
 static inline void kv_world_make(kv_world *w, const kv_tiny *s)
 {
-    *w = (kv_world){.s = *s, .n_layer = s->n_layer, .H = s->n_q_head, .U = s->n_kv_head, .g = s->n_q_head / s->n_kv_head,
-                    .d = s->d, .L = s->n_prompt, .N = s->n_token, .t = kv_tiny_make(s)};
+    *w = (kv_world){.s = *s,
+                    .n_layer = s->n_layer,
+                    .H = s->n_q_head,
+                    .U = s->n_kv_head,
+                    .g = s->n_q_head / s->n_kv_head,
+                    .d = s->d,
+                    .L = s->n_prompt,
+                    .N = s->n_token,
+                    .t = kv_tiny_make(s)};
 }
 
 static inline bool kv_world_open(kv_world *w, const char *path, const kv_tiny *s)
@@ -142,7 +152,85 @@ static inline int64_t kv_truncate(double x)
     return (int64_t)x;
 }
 
-/* ------------------------------------------------------------------------------------- the tally of a test */
+/* ------------------------------------------------------------------------------------- the program's side */
+typedef struct {
+    kv_spec *spec;
+    size_t n_spec;
+    kv_plan plan;
+    kv_layer layer[32]; /* loaded where some policy makes schedules */
+    uint32_t n_layer;
+} kv_run;
+
+/* Parse and rank; kv_run_close also after a failure. */
+static inline kv_status kv_run_open(kv_run *run, const kv_world *w, const char *policies, kv_error *e)
+{
+    *run = (kv_run){0};
+    bool load = false;
+    kv_status st = kv_spec_parse(policies, &run->spec, &run->n_spec, e);
+    if (!st) st = kv_plan_build(&w->scene, run->spec, run->n_spec, 1, &run->plan, e);
+    for (size_t i = 0; i < run->n_spec; i++) load |= kv_schedule_needed(&run->spec[i]);
+    for (; run->n_layer < w->n_layer && load && !st; run->n_layer++)
+        st =
+            kv_layer_load(&w->scene, run->n_layer, run->plan.needs, run->plan.max_window, &run->layer[run->n_layer], e);
+    return st;
+}
+
+static inline void kv_run_close(kv_run *run)
+{
+    for (uint32_t l = 0; l < run->n_layer; l++) kv_layer_free(&run->layer[l]);
+    for (size_t i = 0; i < run->n_spec; i++) kv_spec_free(&run->spec[i]);
+    free(run->spec), kv_plan_free(&run->plan);
+}
+
+static inline kv_budget_resolved kv_tokens(const kv_world *w, uint32_t C)
+{
+    kv_budget b = {.kind = KV_BUDGET_TOKENS, .value = C};
+    return kv_budget_resolve(&b, w->L, 8, 1, 1);
+}
+
+/* seen [unit][row][position] of layer l under policy i with these counts: may measured row `row` attend to it? The
+ * entry behind the last row is what stays after it. */
+static inline kv_status kv_run_seen(kv_run *run, const kv_world *w, size_t i, const kv_budget_resolved *c,
+                                    const uint32_t *counts, uint32_t l, bool *seen, kv_error *e)
+{
+    const kv_ranking *rk = &run->plan.ranking[run->plan.ranking_of[i]];
+    kv_schedule sch = {0};
+    bool scheduled = kv_schedule_needed(&run->spec[i]);
+    uint32_t U = kv_units(w, run->spec[i].granularity), rows = w->N - w->L;
+    kv_status st = scheduled ? kv_schedule_make(&run->plan, i, c, counts, &run->layer[l], &sch, e) : KV_OK;
+    memset(seen, 0, (size_t)U * (rows + 1) * w->N);
+    for (uint32_t u = 0; u < U && !st; u++)
+        for (uint32_t r = 0; r <= rows; r++) {
+            bool *to = seen + ((size_t)u * (rows + 1) + r) * w->N;
+            for (uint32_t p = 0; p < w->L + r + (r < rows); p++)
+                to[p] = scheduled ? kv_schedule_visible(&sch, run->plan.scene, u, p, r) : p >= w->L;
+            for (uint32_t k = 0; k < counts[l * U + u] && !scheduled; k++)
+                to[rk->order[((size_t)l * U + u) * w->L + k]] = true;
+        }
+    if (scheduled) kv_schedule_free(&sch);
+    return st;
+}
+
+/* ------------------------------------------------------------------------------------- dice, scratch, and the tally of
+ * a test */
+static inline uint32_t kv_dice(kv_rng *r, uint32_t n)
+{
+    return (uint32_t)(kv_rng_next(r) >> 33) % n;
+}
+
+/* A folder in memory where there is one: hundreds of traces that nobody needs on a disk. */
+static inline bool kv_scratch(char dir[32])
+{
+    return mkdtemp(strcpy(dir, "/dev/shm/kvtest.XXXXXX")) || mkdtemp(strcpy(dir, "/tmp/kvtest.XXXXXX"));
+}
+
+static inline void kv_scratch_remove(const char *dir)
+{
+    char *rm = kv_format("rm -rf %s", dir);
+    if (rm && system(rm)) perror("rm");
+    free(rm);
+}
+
 typedef struct {
     size_t n, near, bad;
 } kv_count;
@@ -151,13 +239,16 @@ typedef struct {
 #define KV_COMPARE(count, same, ...)                                                                                   \
     do {                                                                                                               \
         (count)->n++;                                                                                                  \
-        if (kv_gap < KV_NEAR) (count)->near++;                                                                         \
-        else if (!(same) && (count)->bad++ < 5) printf("  "), printf(__VA_ARGS__), putchar('\n');                      \
+        if (kv_gap < KV_NEAR)                                                                                          \
+            (count)->near++;                                                                                           \
+        else if (!(same) && (count)->bad++ < KV_SHOW)                                                                  \
+            printf("  "), printf(__VA_ARGS__), putchar('\n');                                                          \
     } while (0)
 
 /* As many cases as promised, none wrong, and the comparison was not evaded through near ties. */
 static inline void kv_judge(const char *what, const kv_count *c, size_t at_least)
 {
+    printf("%s: %zu cases, %zu near ties\n", what, c->n, c->near);
     CHECKF(c->n >= at_least, "%s: only %zu cases", what, c->n);
     CHECKF(c->near * 20 < c->n, "%s: %zu near ties of %zu", what, c->near, c->n);
     CHECKF(c->bad == 0, "%s: %zu of %zu cases differ", what, c->bad, c->n);

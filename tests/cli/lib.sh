@@ -5,7 +5,7 @@
 #   exits N CMD..            exit N
 #   refused N WORD CMD..     exit N, one line on stderr that starts with the program and holds WORD (N = 2: and the "try .. --help"
 #                            line behind it), and nothing called out* in this folder afterwards: commands that must fail write there
-#   check WHAT CMD..         CMD (test, cmp, grep ..) succeeds
+#   check WHAT CMD..         CMD (test, cmp, grep ..) succeeds; .out and .err stay those of the command before
 #   skip WHY                 counted, and printed
 #
 # The last command's output is in ./.out and ./.err.
@@ -60,7 +60,7 @@ refused() {
 check() {
     what=$1
     shift
-    if "$@" >.out 2>.err; then pass; else fail "$what"; fi
+    if "$@" >.check 2>&1; then pass; else fail "$what"; fi
 }
 
 have() {
@@ -75,6 +75,14 @@ bytes() {
 flip() {
     old=$(od -An -tu1 -j "$2" -N 1 "$1" | tr -d ' ')
     printf "\\$(printf '%03o' $((old ^ 16)))" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
+}
+
+# no_runs DB: it is not there, or a whole database without a run; removes it
+no_runs() {
+    if [ -e "$1" ]; then
+        refused 1 'no runs in' kv-analyze export --db "$1"
+        rm -f "$1"*
+    fi
 }
 
 # A small trace: synth FILE [options]

@@ -16,6 +16,7 @@ export PATH CLI ROOT KVTRACE_PLOTS LC_ALL
 shift
 tmp=$(mktemp -d) || exit 2
 trap 'rm -rf "$tmp"' EXIT
+trap 'exit 1' INT TERM
 TALLY=$tmp/tally
 export TALLY
 : >"$TALLY"

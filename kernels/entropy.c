@@ -1,0 +1,62 @@
+/* entropy.c - the same loops with the lanes as vectors; one source for both instruction sets. */
+#include "kernels/isa.h"
+#include "kernels/lanes.h"
+
+KV_INLINE double entropy(size_t n, const float *a, double eps)
+{
+    double lane[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t l = 0; l < 8; l++) lane[l] -= a[i + l] * kv_logd(a[i + l] + eps);
+    for (; i < n; i++) lane[i % 8] -= a[i] * kv_logd(a[i] + eps);
+    return kv_sum8(lane);
+}
+
+KV_INLINE double squares(size_t n, const float *a, const float *b, float *diff)
+{
+    double lane[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        kv_f8 d = KV_LOAD8(a + i) - KV_LOAD8(b + i);
+        float f[8];
+        memcpy(f, &d, sizeof f);
+        if (diff) memcpy(diff + i, f, sizeof f);
+        kv_add_lanes(true, 8, f, lane);
+    }
+    for (; i < n; i++) {
+        float d = a[i] - b[i];
+        if (diff) diff[i] = d;
+        lane[i % 8] += (double)d * d;
+    }
+    return kv_sum8(lane);
+}
+
+static double entropy_plain(size_t n, const float *a, double eps)
+{
+    return entropy(n, a, eps);
+}
+
+KV_V3 static double entropy_v3(size_t n, const float *a, double eps)
+{
+    return entropy(n, a, eps);
+}
+
+static double squares_plain(size_t n, const float *a, const float *b, float *diff)
+{
+    return squares(n, a, b, diff);
+}
+
+KV_V3 static double squares_v3(size_t n, const float *a, const float *b, float *diff)
+{
+    return squares(n, a, b, diff);
+}
+
+double kv_entropy(size_t n, const float *a, double eps)
+{
+    return (kv_has_v3() ? entropy_v3 : entropy_plain)(n, a, eps);
+}
+
+double kv_diff_squares(size_t n, const float *a, const float *b, float *diff)
+{
+    return (kv_has_v3() ? squares_v3 : squares_plain)(n, a, b, diff);
+}
