@@ -10,7 +10,8 @@
 #define MASS 0.9 /* of the mean attention, policies.md 8.1 */
 
 /* Keys of one unit: positions by mean attention of the window, those strictly before the cumulated share reaches
- * `threshold`; none when it never does. a [n] is the sum over the unit's heads and rows. */
+ * `threshold`, which is below 1. a [n] is the mean over the unit's heads and rows; none stand first where it is zero
+ * throughout. */
 static kv_status mass_keys(uint32_t n, const float *a, double threshold, uint32_t *key, kv_error *err)
 {
     uint32_t *order = NULL, k = 0;
@@ -22,7 +23,7 @@ static kv_status mass_keys(uint32_t n, const float *a, double threshold, uint32_
         reached += a[order[k]] / sum;
         if (!(reached < threshold)) break;
     }
-    for (uint32_t i = 0; i < k && k < n && !st; i++) key[order[i]] = i;
+    for (uint32_t i = 0; i < k && !st; i++) key[order[i]] = i;
     free(order);
     return st;
 }
@@ -32,7 +33,9 @@ static kv_status mass_keys(uint32_t n, const float *a, double threshold, uint32_
 static kv_status mass_first(kv_layer *l, const kv_spec *s, uint32_t *key, kv_error *err)
 {
     uint32_t L = l->L, w = s->window < L ? s->window : L, n = L - w;
-    uint32_t from = s->window_share == KV_SHARE_PAPER ? n : n > w ? n - w : 0,
+    uint32_t from = s->window_share == KV_SHARE_PAPER ? n
+                    : n > w                           ? n - w
+                                                      : 0,
              to = s->window_share == KV_SHARE_PAPER ? L : n;
     const float *p;
     float *a = NULL;
@@ -156,7 +159,8 @@ kv_status kv_first_counts(const kv_plan *p, size_t i, const kv_budget_resolved *
     /* within a layer every head has its window before anything competes; over layers the windows compete too */
     uint32_t given = pool ? 0 : r->n_forced < c->tokens ? r->n_forced : c->tokens;
     size_t m = L - given, group = pool ? (size_t)n * U : U;
-    uint64_t total = (uint64_t)(pool ? c->real * U * n : c->real * U), rest = total - (uint64_t)given * group;
+    double real = s->select == KV_SELECT_MASS ? c->real : c->tokens; /* int(L(1-r) Hkv), as published */
+    uint64_t total = (uint64_t)(pool ? real * U * n : real * U), rest = total - (uint64_t)given * group;
     float *x = NULL, *value = NULL, *scale = NULL;
     uint32_t *list = NULL;
     entry *tmp = NULL;

@@ -62,10 +62,21 @@ static json_t *ledger(const kv_plan *p, size_t i, const kv_budget *b, const kv_b
     return o;
 }
 
-/* DIR/policy@budget.npy with everything but letters, digits, '.', '-' and '_' replaced. */
-static char *file_name(const char *dir, const char *spec, const char *budget)
+/* DIR/policy@budget.npy; where the request has several specs of one policy, their hash stands behind the name. */
+static char *file_name(const char *dir, const kv_request *rq, size_t i, const char *budget)
 {
-    char *s = kv_format("%s%s@%s.npy", dir, spec, budget);
+    const char *name = rq->spec[i].row->name;
+    char hash[12] = "", hex[65];
+    for (size_t k = 0; k < rq->n_spec; k++)
+        if (k != i && !strcmp(rq->spec[k].row->name, name)) {
+            kv_sha256 h;
+            kv_sha256_init(&h);
+            kv_sha256_update(&h, rq->spec[i].canonical, strlen(rq->spec[i].canonical));
+            kv_sha256_hex(&h, hex);
+            snprintf(hash, sizeof hash, "-%.8s", hex);
+            break;
+        }
+    char *s = kv_format("%s%.80s%s@%s.npy", dir, name, hash, budget);
     for (char *c = s ? s + strlen(dir) : NULL; c && *c; c++)
         if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@%", *c)) *c = '_';
     return s;
@@ -117,7 +128,7 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
         st = kv_array(&counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[i]].n_unit, sizeof *counts, err);
         for (size_t b = 0; b < rq.n_budget && !st; b++) {
             kv_budget_resolved c = kv_budget_resolve(&rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head);
-            char *path = dir ? file_name(out, rq.spec[i].canonical, rq.budget[b].text) : kv_format("%s", out);
+            char *path = dir ? file_name(out, &rq, i, rq.budget[b].text) : kv_format("%s", out);
             st = path ? kv_plan_counts(&plan, i, &c, counts, err) : kv_fail(err, KV_ENOMEM, "out of memory");
             if (!st) st = kv_mask_write(path, &plan, i, &c, counts, mask, at_step, err);
             if (!st) {

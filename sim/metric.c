@@ -25,6 +25,9 @@ const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
      "metrics.md 1.6 M4"},
     {"ambiguous_share", "share", "none", "kept slots whose score equals the first dropped one's / kept slots; over layers: of all slots together",
      "metrics.md 1.5: which of them stay is decided by the tie rule alone"},
+    {"total_variation", "share", "lower",
+     "1/2 sum |p - p_hat| over all positions; mean over rows, query heads, layers. Stored where positions are cache slots (reindex=1): "
+     "everywhere else it is 1 - recall", "design.md 4, metrics.md 1.2"},
 };
 
 static int ascending(const void *a, const void *b)
@@ -43,6 +46,7 @@ static double of_head(kv_metric_id m, const kv_head_sums *s)
     case KV_M_RECALL_PROMPT: return s->n_prompt ? s->recall_prompt / s->n_prompt : NAN;
     case KV_M_NATS_LOST: return s->nats / s->n;
     case KV_M_RECALL_MIN: return s->recall_min;
+    case KV_M_TOTAL_VARIATION: return s->total_variation / s->n;
     case KV_M_HEAD_ERROR: return s->head_error / s->n;
     case KV_M_VALUE_DISTANCE: return s->n_distance ? s->value_distance / s->n_distance : NAN;
     default: return NAN;

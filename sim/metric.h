@@ -19,6 +19,7 @@ typedef enum {
     KV_M_VALUE_DISTANCE,
     KV_M_LAYER_ERROR,
     KV_M_AMBIGUOUS_SHARE,
+    KV_M_TOTAL_VARIATION,
     KV_M_COUNT
 } kv_metric_id;
 
@@ -32,6 +33,7 @@ typedef struct {
     double recall, nats, recall_min;
     double recall_prompt;     /* over n_prompt rows that give the prompt any mass */
     double contested_kept, contested_all;
+    double total_variation;   /* of re-rotated positions (reindex=1) only */
     double head_error, value_distance; /* the latter over n_distance rows that lost anything */
     uint32_t n, n_prompt, n_capped, n_distance, n_whole; /* n_whole: rows that saw everything */
 } kv_head_sums;

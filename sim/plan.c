@@ -64,9 +64,9 @@ static double spread_entropy(const kv_ranking *r, uint32_t layer, size_t m)
 {
     const float *s = r->sorted + (size_t)layer * r->n_unit * m;
     double sum = 0, e = 0;
-    for (size_t i = 0; i < r->n_unit * m; i++) sum += s[i];
+    for (size_t i = 0; i < r->n_unit * m; i++) sum += s[i] > 0 ? s[i] : 0; /* an entropy needs shares: negative scores count as none */
     for (size_t i = 0; i < r->n_unit * m; i++) {
-        double p = s[i] / (sum + 1e-16);
+        double p = (s[i] > 0 ? s[i] : 0) / (sum + 1e-16);
         e -= p * kv_log(p + 1e-16);
     }
     return e;
@@ -133,7 +133,7 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
             if (!is_forced[order[i]]) sorted[n - r->n_forced] = s[order[i]], to[n++] = order[i];
     }
     (void)p;
-    if (!st && r->want_preference) r->spread[l->order] = spread_entropy(r, l->order, m);
+    if (!st && r->want_spread) r->spread[l->order] = spread_entropy(r, l->order, m);
     free(score), free(order), free(is_forced);
     return st;
 }
@@ -267,13 +267,13 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
         work = true;
         p->needs |= kv_scorer_needs(&spec[i]);
         if (spec[i].layers == KV_LAYERS_CAKE) p->needs |= KV_NEED_WINDOW;
-        if (spec[i].layers == KV_LAYERS_CAKE || spec[i].layers == KV_LAYERS_LAVA || spec[i].layers == KV_LAYERS_LAVA_CODE) p->ranking[r].want_preference = true;
+        p->ranking[r].want_preference |= spec[i].layers == KV_LAYERS_CAKE;
+        p->ranking[r].want_spread |= spec[i].layers == KV_LAYERS_LAVA || spec[i].layers == KV_LAYERS_LAVA_CODE;
         if (spec[i].value == KV_VALUE_WO_L1 || spec[i].value == KV_VALUE_WO_SHARE || spec[i].select == KV_SELECT_TWO_STAGE || spec[i].layer_weight) p->needs |= KV_NEED_WO;
         if (spec[i].value == KV_VALUE_LOO || spec[i].select == KV_SELECT_MASS) p->needs |= KV_NEED_WINDOW;
         if (spec[i].decode) p->needs |= KV_NEED_FUTURE;
-        if (kv_decode_rules[spec[i].decode].cuts_prompt) p->needs |= KV_NEED_WINDOW;
-        if (kv_decode_rules[spec[i].decode].accumulates) p->needs |= KV_NEED_COLSUM;
-        if (kv_decode_rules[spec[i].decode].cuts_prompt && !p->max_window) p->max_window = 1;
+        p->needs |= kv_decode_rules[spec[i].decode].needs;
+        if (spec[i].decode && !p->max_window) p->max_window = 1; /* the prompt's last row may decide */
         if (spec[i].window > p->max_window) p->max_window = spec[i].window;
     }
     if (!st) st = kv_array(&j.st, scene->n_evict, sizeof *j.st, err);
@@ -292,7 +292,7 @@ void kv_plan_free(kv_plan *p)
 {
     for (size_t r = 0; r < p->n_ranking; r++) {
         kv_ranking *k = &p->ranking[r];
-        free(k->order), free(k->sorted), free(k->fixed), free(k->entropy), free(k->variance), free(k->spread), free(k->importance), free(k->segment);
+        free(k->order), free(k->sorted), free(k->fixed), free(k->at), free(k->seen), free(k->entropy), free(k->variance), free(k->spread), free(k->importance), free(k->segment);
         free(k->pattern), free(k->similar), free(k->weight), free(k->first_key);
     }
     free(p->ranking), free(p->ranking_of);

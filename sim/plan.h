@@ -16,7 +16,9 @@ typedef struct {
     uint32_t *order;        /* [n_evict][n_unit][L] */
     float *sorted;          /* [n_evict][n_unit][n_item - n_forced] item scores along the order, behind the protected ones */
     uint32_t *fixed;        /* mask: [n_evict][n_unit] counts that no budget changes, else NULL */
-    bool want_preference;   /* some policy spreads its layers by CAKE's preference or LAVa's entropy */
+    int32_t *at;            /* mask whose entries leave later: [n_evict][n_unit][n_token] as in kv_schedule, or NULL */
+    uint8_t *seen;          /* mask row by row: [n_row+1][n_evict][n_unit][(n_token+7)/8] as in kv_schedule, or NULL */
+    bool want_preference, want_spread; /* some policy gives its layers slots by CAKE's preference, by LAVa's entropy */
     double *entropy, *variance; /* [n_evict] CAKE's H and V of the window (policies.md 4.1) */
     double *spread;         /* [n_evict] LAVa's entropy of the scores */
     double *importance;     /* [n_evict][n_q_head] HeadKV's table, shares of the model, or NULL */

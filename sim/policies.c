@@ -1,8 +1,9 @@
-/* policies.c - the table of policies. Arithmetic and sources: README.md beside this file says how each was checked.
+/* policies.c - the table of policies. Arithmetic and sources: policies/README.md says how each was checked.
  * A new policy is one more row; a new scorer is one file in scorers/ and one name in KV_SCORER_LIST. */
 #include "sim/policy.h"
 
-#define CODE "kept sets equal the authors' code on 5 recorded and synthetic cases"
+#define CASES(n) "kept sets equal the authors' code on " n " recorded and synthetic cases"
+#define CODE CASES("5")
 #define PORT "kept sets equal kvpress's port on 5 recorded and synthetic cases"
 #define OURS "definition (no other code to compare with)"
 #define NO_GOLDEN "not verified against the authors' code: written from "
@@ -49,7 +50,7 @@ const kv_policy kv_policies[] = {
      "Zefan-Cai/KVCache-Factory HeadKVCluster", CODE " (kvf.headkv; here window 32, per KV head)", "yes",
      SNAP ",heads=table,beta=1.01"},
     {"criticalkv", "half by SnapKV, half by score times projected value norm", "CriticalKV, arXiv 2502.03805",
-     "NVIDIA/kvpress criticalkv_press.py", CODE " (kvpress.criticalkv; here on this table's SnapKV scores)", "yes (two stages)",
+     "NVIDIA/kvpress criticalkv_press.py", CASES("4") " (kvpress.criticalkv; here on this table's SnapKV scores)", "yes (two stages)",
      SNAP ",select=two-stage,epsilon=0.0001"},
     {"oracle", "largest future mass per head at uniform counts", "policies.md O1",
      "definition", "exact for mean recall by construction; brute-force twin in tests", "yes", "score=future,window=32"},
@@ -75,7 +76,7 @@ const kv_policy kv_policies[] = {
     {"kvf.l2norm", "keys of small L2 norm, no window", "arXiv 2406.11430",
      "Zefan-Cai/KVCache-Factory pyramidkv_utils.py L2NormCluster", CODE, "yes", "score=knorm,skip_layers=0+1"},
     {"kvf.cam", "positions kept by CaM: window column sums, no pooling", "CaM (merging is not replayed)",
-     "Zefan-Cai/KVCache-Factory pyramidkv_utils.py CAMKVCluster", CODE " (positions only)", "yes",
+     "Zefan-Cai/KVCache-Factory pyramidkv_utils.py CAMKVCluster", CASES("3") " (positions only)", "yes",
      "score=window,window=8,row_reduce=sum,group_reduce=mean"},
     {"kvf.adakv", "Ada-KV as KVCache-Factory runs it (normalised scores)", "Ada-KV, arXiv 2407.11550",
      "Zefan-Cai/KVCache-Factory pyramidkv_utils.py AdaKVCluster", CODE, "no: head weights use the top-B mass",
@@ -124,11 +125,11 @@ const kv_policy kv_policies[] = {
      "score=window,window=32,row_reduce=mean,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5,heads=safeguard,"
      "alpha=0.2"},
     {"kvpress.criticalkv", "half by SnapKV, half by score times projected value norm", "CriticalKV, arXiv 2502.03805",
-     "NVIDIA/kvpress criticalkv_press.py", CODE, "yes (two stages)",
+     "NVIDIA/kvpress criticalkv_press.py", CASES("4"), "yes (two stages)",
      "score=window,window=32,row_reduce=mean,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5,select=two-stage,"
      "epsilon=0.0001"},
     {"kvpress.criticaladakv", "CriticalKV inside adaptive head budgets", "CriticalKV, arXiv 2502.03805",
-     "NVIDIA/kvpress criticalkv_press.py", CODE, "yes (two stages)",
+     "NVIDIA/kvpress criticalkv_press.py", CASES("4"), "yes (two stages)",
      "score=window,window=32,row_reduce=mean,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5,select=two-stage,"
      "epsilon=0.0001,heads=safeguard,alpha=0.2"},
     {"kvpress.chunkkv", "whole chunks of 20 by mean SnapKV score", "ChunkKV, arXiv 2502.00299",
@@ -138,19 +139,19 @@ const kv_policy kv_policies[] = {
      "NVIDIA/kvpress block_press.py, keydiff_press.py", CODE, "no: the anchor depends on what is kept",
      "score=recency,select=blocks"},
     {"tova.decode", "TOVA: the newest row evicts after every step", "TOVA, arXiv 2401.06104",
-     "schwartz-lab-NLP/TOVA tova_cache.py", CODE, "no with scores=renorm and several heads; yes with scores=raw",
-     "score=recency,decode=tova,granularity=layer"},
+     "schwartz-lab-NLP/TOVA tova_cache.py", CASES("4"), "no with scores=renorm and several heads; yes with scores=raw",
+     "score=recency,decode=tova,prompt_cut=rule,granularity=layer"},
     {"streamingllm.decode", "first 4 and the newest at every step", "StreamingLLM, arXiv 2309.17453",
-     "mit-han-lab/streaming-llm kv_cache.py", CODE " (positions stay absolute)", "yes",
-     "score=recency,sinks=4,decode=streaming,granularity=layer"},
+     "mit-han-lab/streaming-llm kv_cache.py", CASES("4") " (positions stay absolute)", "yes",
+     "score=recency,sinks=4,decode=streaming,prompt_cut=rule,granularity=layer"},
     {"h2o.realdrop", "accumulated attention, heavy and recent, entries dropped for good", "H2O, arXiv 2306.14048",
-     "FMInference/H2O utils_real_drop/modify_llama.py", CODE, "no: renormalised scores; recent = C/2",
-     "score=recency,decode=h2o,granularity=query_head"},
+     "FMInference/H2O utils_real_drop/modify_llama.py", CASES("3"), "no: renormalised scores; recent = C/2",
+     "score=recency,decode=h2o,prompt_cut=rule,granularity=query_head"},
     {"h2o.mask", "H2O by masking: dropped entries may return", "H2O, arXiv 2306.14048",
-     "FMInference/H2O utils_hh/modify_llama.py", CODE, "no: shares of the prompt, not a budget",
-     "score=recency,decode=h2o-mask,granularity=query_head"},
+     "FMInference/H2O utils_hh/modify_llama.py", CASES("3"), "no: shares of the prompt, not a budget",
+     "score=recency,decode=h2o-mask,prompt_cut=rule,granularity=query_head"},
     {"cake.decode", "CAKE's prompt cut, then one eviction per step by the newest row", "CAKE, arXiv 2503.12491",
-     "antgroup/cakekv cake_cache.py", CODE " where rounding does not decide: its rule is chaotic at the level of rounding",
+     "antgroup/cakekv cake_cache.py", CASES("4") " where rounding does not decide: its rule is chaotic at the level of rounding",
      "no",
      "score=window,window=32,row_reduce=mean+gamma*var,gamma=200,group_reduce=mean,pool_first=1,pooling=avgpool,kernel=5,"
      "layers=cake,guard=window,tau1=1,tau2=1,cascading=1,decode=cake"},
@@ -182,9 +183,9 @@ const kv_policy kv_policies[] = {
      "score=rkv,window=8,pooling=maxpool,kernel=7,mix_lambda=0.07"},
     {"defensivekv", "worst window attention x value share, 90 % of the mass first",
      "DefensiveKV, arXiv 2510.13334", "FFY0/DefensiveKV efficient_defensivekv_press.py",
-     NO_GOLDEN "policies.md 8.1 and a reading of the repository", "yes", DEFENSIVE ",select=mass-first,heads=pool"},
+     NO_GOLDEN "policies.md 8.1 and the repository's text; equal to a float64 transcription on 4 cases", "yes", DEFENSIVE ",select=mass-first,heads=pool"},
     {"layer-defensivekv", "the same, one flat top-k over layers, windows compete", "DefensiveKV, arXiv 2510.13334",
-     "FFY0/DefensiveKV efficient_layer_defensivekv_press.py", NO_GOLDEN "policies.md 8.1 and a reading of the repository", "yes",
+     "FFY0/DefensiveKV efficient_layer_defensivekv_press.py", NO_GOLDEN "policies.md 8.1 and the repository's text; equal to a float64 transcription on 4 cases", "yes",
      DEFENSIVE ",select=mass-first,layers=pool"},
     {"qfilters", "keys against a learned direction (filters=FILE), window kept", "Q-Filters, arXiv 2503.02812",
      "NVIDIA/kvpress qfilter_press.py", NO_GOLDEN "policies.md 3.9; trained filters were not at hand; the window is ours", "yes",
@@ -214,5 +215,17 @@ const kv_policy kv_policies[] = {
      DEFENSIVE ",select=spans-first,heads=pool,alpha=0.5,chunk_length=8,cover=1"},
     {"random-protected.ours", "random behind 4 sinks, line and sentence ends, the window", "metrics.md 8.1, 7", "definition",
      NO_CODE "which tokens are delimiters (none where the trace has no text)", "yes", "score=random_protected,window=32,sinks=4"},
+    {"vatp.decode", "H2O by masking, scores times the value's L1 norm, first 20 forced", "VATP, arXiv 2406.12335", "guozhiyu/vatp utils_hh/modify_llama.py",
+     "written from the repository's code; no run of it to compare with", "no: shares of the prompt, not a budget",
+     "score=recency,sinks=20,decode=vatp,prompt_cut=rule,granularity=query_head"},
+    {"rkv.decode", "R-KV: the cut of the prompt, and again every 128 tokens", "R-KV, arXiv 2505.24133", "Zefan-Cai/R-KV r1_kv.py, modeling.py",
+     "the prompt's cut as rkv.prompt; cuts during decode written from the repository's code", "no: cuts depend on what is kept",
+     "score=rkv,window=8,pooling=maxpool,kernel=7,mix_lambda=0.07,decode=rkv,every=128"},
+    {"streamingllm.reindex", "first 4 and the newest at every step, RoPE by cache slot", "StreamingLLM, arXiv 2309.17453",
+     "mit-han-lab/streaming-llm kv_cache.py, pos_shift/modify_llama.py", "kept sets as streamingllm.decode; rotated scores against a second computation", "yes",
+     "score=recency,sinks=4,decode=streaming,prompt_cut=rule,granularity=layer,reindex=1"},
+    {"hae.ours", "accumulated attention; evictions wait in a bin, 16 leave together", "HAE, arXiv 2602.02197 (its decode part)",
+     "no public code; guessed: the score, the batch of 16, that the bin stays visible", OURS, "no: renormalised scores",
+     "score=colsum,window=32,group_reduce=mean,decode=h2o,recent=32,bin=16"},
     {NULL, NULL, NULL, NULL, NULL, NULL, NULL},
 };

@@ -53,7 +53,7 @@ typedef enum {
     KV_SELECT_MASS,      /* what carries most of the window's mean attention first, the rest one flat top-k (DefensiveKV) */
     KV_SELECT_SPANS      /* the best spans of the layer first, each in the heads that score it most, the rest one flat top-k */
 } kv_select;
-typedef enum { KV_DECODE_KEEP, KV_DECODE_TOVA, KV_DECODE_STREAMING, KV_DECODE_H2O, KV_DECODE_CAKE, KV_DECODE_H2O_MASK } kv_decode;
+typedef enum { KV_DECODE_KEEP, KV_DECODE_TOVA, KV_DECODE_STREAMING, KV_DECODE_H2O, KV_DECODE_CAKE, KV_DECODE_H2O_MASK, KV_DECODE_RKV, KV_DECODE_VATP } kv_decode;
 /* KV_TAU_NONE: tau1 and tau2 as given. */
 typedef enum { KV_TAU_NONE, KV_TAU_LLAMA31_8B, KV_TAU_LLAMA2_7B, KV_TAU_LLAMA2_13B, KV_TAU_MISTRAL_7B, KV_TAU_QWEN25_7B } kv_tau_table;
 typedef enum { KV_SCORES_RENORM, KV_SCORES_RAW } kv_scores;
@@ -74,6 +74,10 @@ typedef struct {
     uint32_t normalize, cascading;
     uint32_t value, select, decode, scores;
     uint32_t recent;   /* newest entries a decode rule protects */
+    uint32_t every;    /* a decode rule evicts every so many rows */
+    uint32_t bin;      /* what a decode rule drops waits, visible, until so many can leave together */
+    uint32_t prompt_cut; /* 1: the decode rule cuts the prompt itself, instead of score and allocation */
+    uint32_t reindex;  /* 1: positions are cache slots (StreamingLLM) */
     double heavy_ratio, recent_ratio; /* of H2O's masking variant, shares of the prompt */
     uint32_t keep_all; /* full: every count is L */
     uint32_t per_row;  /* column sums divided by the number of rows that see the column */

@@ -14,8 +14,9 @@ double kv_exp_below(double x)
 }
 
 /* ------------------------------------------------------------------------------------------------ rotation */
-static float frequency(const kv_trace_info *in, uint32_t rot, uint32_t j)
+float kv_rope_frequency(const kv_trace_info *in, uint32_t j)
 {
+    uint32_t rot = in->rope_dim ? in->rope_dim : in->head_dim;
     return in->inv_freq ? in->inv_freq[j] : (float)kv_exp(-2.0 * j / rot * kv_log(in->rope_theta));
 }
 
@@ -38,7 +39,7 @@ kv_status kv_rotation_open(const kv_layer *l, const char *who, uint32_t n_future
     if (!st && rows) st = kv_array(&r->cos, n, sizeof *r->cos, err);
     if (!st && rows) st = kv_array(&r->sin, n, sizeof *r->sin, err);
     for (uint32_t j = 0; j < r->n_pair && !st; j++) {
-        double f = frequency(in, rot, j), m = in->rope_mscale;
+        double f = kv_rope_frequency(in, j), m = in->rope_mscale;
         for (uint32_t t = 0; t < l->L && rows; t++) {
             r->cos[(size_t)t * r->n_pair + j] = (float)(cos(t * f) * m);
             r->sin[(size_t)t * r->n_pair + j] = (float)(sin(t * f) * m);

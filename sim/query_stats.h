@@ -22,6 +22,8 @@ static inline size_t kv_pad4(size_t d)
     return (d + 3) / 4 * 4;
 }
 
+/* Radians per position of pair j; the trace must know its RoPE (rope_theta or inv_freq). */
+float kv_rope_frequency(const kv_trace_info *in, uint32_t j);
 /* rows: with the tables to turn rows 0..L-1 back. KV_EMISSING when the trace does not know its RoPE; `who` is the
  * scorer. */
 kv_status kv_rotation_open(const kv_layer *l, const char *who, uint32_t n_future, bool rows, kv_rotation *r,

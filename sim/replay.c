@@ -1,5 +1,6 @@
 /* replay.c - the metric pass. */
 #include "sim/replay.h"
+#include "sim/reindex.h"
 #include "sim/schedule.h"
 
 #include <math.h>
@@ -107,8 +108,9 @@ static int by_count(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* One row of one head at one point: add to the sums; diff (NULL allowed) gets o - o_hat. */
-static void account(kv_head_sums *s, double mass, double cmass, double base, const float *o, const float *o_hat, double norm_o,
+/* One row of one head at one point: add to the sums; diff (NULL allowed) gets o - o_hat. after: visible mass behind the cut, base: all of
+ * it. */
+static void account(kv_head_sums *s, double mass, double cmass, double after, double base, const float *o, const float *o_hat, double norm_o,
                     size_t d, bool whole, bool errors, float *diff)
 {
     double R = whole || mass > 1 ? 1 : mass < 0 ? 0 : mass, nats = R > 0 ? -log(R) : INFINITY, e2 = 0;
@@ -119,7 +121,7 @@ static void account(kv_head_sums *s, double mass, double cmass, double base, con
     s->contested_kept += cmass;
     s->n_whole += whole;
     if (base < 1 - 1e-9) {
-        double share = (R - base) / (1 - base);
+        double share = whole ? 1 : (R - after) / (1 - base);
         s->recall_prompt += share < 0 ? 0 : share > 1 ? 1 : share;
         s->n_prompt++;
     }
@@ -180,7 +182,7 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
             for (size_t g = 0; g < heads; g++)
                 for (size_t r = 0; r < n; r++) {
                     size_t at = c * rows + g * n + r, row = (h0 + g) * N + r0 + r;
-                    account(sums(t, points[i], h0 + (uint32_t)g), mass[at], contest ? cmass[at] : 0, base_mass[g * n + r], t->o + row * d,
+                    account(sums(t, points[i], h0 + (uint32_t)g), mass[at], contest ? cmass[at] : 0, base_mass[g * n + r], base_mass[g * n + r], t->o + row * d,
                             errors ? out + at * d : NULL, norm_o[g * n + r], d, count == sc->n_cut, errors,
                             diff ? diff + (i * n + r) * width + (h0 + g) * d : NULL);
                 }
@@ -198,53 +200,85 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
     return st;
 }
 
-/* One point whose kept set changes from row to row, straight from the definition: every visible position of every row. */
+/* Positions that row r of unit u sees, ascending, from the n that row r-1 saw; n = 0 starts anew. */
+static uint32_t visible(const kv_schedule *sch, const kv_scene *sc, uint32_t u, uint32_t r, uint32_t n, uint32_t *list)
+{
+    uint32_t row = sc->row_first + r, m = 0;
+    if (!n || sch->seen) { /* entries may come back */
+        for (uint32_t i = 0; i <= row; i++)
+            if (kv_schedule_visible(sch, sc, u, i, r)) list[m++] = i;
+        return m;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (kv_schedule_visible(sch, sc, u, list[i], r)) list[m++] = list[i];
+    if (kv_schedule_visible(sch, sc, u, row, r)) list[m++] = row;
+    return m;
+}
+
+/* One point whose kept set changes from row to row: every row by itself, its visible positions in order, those before the cut first. */
 static kv_status measure_schedule(task *t, size_t point, const kv_schedule *sch, kv_error *err)
 {
     const kv_scene *sc = t->plan->scene;
     const kv_layer *l = &t->l;
-    size_t d = l->d, N = sc->n_token, T = sc->n_row, width = (size_t)l->n_q_head * d;
+    size_t d = l->d, N = sc->n_token, T = sc->n_row, width = (size_t)l->n_q_head * d, U = sch->n_unit, g = U > l->n_kv_head ? 1 : l->group;
     bool errors = t->wanted & (1u << KV_M_HEAD_ERROR | 1u << KV_M_VALUE_DISTANCE | 1u << KV_M_LAYER_ERROR);
-    float *p = NULL, *diff = NULL, *hat = NULL;
-    double *sum = NULL, *norm = NULL;
-    kv_status st = kv_array(&p, N, sizeof *p, err);
-    if (!st) st = kv_array(&hat, d, sizeof *hat, err);
-    if (!st) st = kv_array(&sum, d, sizeof *sum, err);
+    bool reindex = t->plan->spec[t->point[point].spec].reindex, contest = t->wanted >> KV_M_RECALL_CONTESTED & 1;
+    uint32_t *list = NULL;
+    float *q = NULL, *lse = NULL, *p = NULL, *diff = NULL, *hat = NULL;
+    double *mass = NULL, *cmass = NULL, *norm = NULL, *weight = NULL;
+    kv_status st = kv_array(&list, N, sizeof *list, err);
+    if (!st) st = kv_array(&q, g * d, sizeof *q, err);
+    if (!st) st = kv_array(&lse, g, sizeof *lse, err);
+    if (!st) st = kv_array(&mass, 2 * g, sizeof *mass, err);
+    if (!st) st = kv_array(&cmass, 2 * g, sizeof *cmass, err);
+    if (!st) st = kv_array(&hat, 2 * g * d, sizeof *hat, err);
+    if (!st) st = kv_array(&p, N, sizeof *p, err);
+    if (!st) st = kv_array(&weight, N, sizeof *weight, err);
     if (!st && t->out->layer_error) st = kv_array(&diff, ROWS * width, sizeof *diff, err);
     if (!st && diff) st = kv_array(&norm, ROWS, sizeof *norm, err);
     for (size_t r0 = 0; r0 < T && !st; r0 += ROWS) {
-        size_t n = T - r0 < ROWS ? T - r0 : ROWS;
-        for (uint32_t h = 0; h < l->n_q_head && !st; h++) {
-            uint32_t u = sch->n_unit == 1 ? 0 : sch->n_unit == l->n_kv_head ? h / l->group : h;
-            const float *K = l->k + (size_t)(h / l->group) * N * d, *V = l->v + (size_t)(h / l->group) * N * d;
-            for (size_t r = 0; r < n && !st; r++) {
-                size_t row = sc->row_first + r0 + r, at = h * T + r0 + r;
-                kv_attn_shape shape = {1, row + 1, d, row, 0, l->scale, l->softcap};
-                double mass = 0, cmass = 0, base = 0;
-                bool whole = true;
-                if (!kv_probs(&shape, l->q_row + at * d, K, p)) st = kv_fail(err, KV_ENOMEM, "out of memory");
-                memset(sum, 0, d * sizeof *sum);
-                for (size_t i = 0; i <= row && !st; i++) {
-                    if (!kv_schedule_visible(sch, sc, u, (uint32_t)i, (uint32_t)(r0 + r))) {
-                        whole = false;
-                        continue;
-                    }
-                    mass += p[i];
-                    if (t->contested[i]) cmass += p[i];
-                    if (i >= sc->n_cut) base += p[i];
-                    for (size_t j = 0; j < d && errors; j++) sum[j] += (double)p[i] * V[i * d + j];
+        size_t rows = T - r0 < ROWS ? T - r0 : ROWS;
+        for (uint32_t h0 = 0; h0 < l->n_q_head && !st; h0 += (uint32_t)g) {
+            uint32_t u = U == 1 ? 0 : h0 / (uint32_t)g, n = 0;
+            const float *K = l->k + (size_t)(h0 / l->group) * N * d, *V = l->v + (size_t)(h0 / l->group) * N * d;
+            for (size_t r = 0; r < rows && !st; r++) {
+                size_t row = sc->row_first + r0 + r;
+                n = visible(sch, sc, u, (uint32_t)(r0 + r), n, list);
+                uint32_t check[2] = {0, n};
+                while (check[0] < n && list[check[0]] < sc->n_cut) check[0]++;
+                for (size_t k = 0; k < g; k++) {
+                    memcpy(q + k * d, l->q_row + ((h0 + k) * T + r0 + r) * d, d * sizeof *q);
+                    lse[k] = t->lse[(h0 + k) * T + r0 + r];
                 }
-                for (size_t j = 0; j < d && errors; j++) hat[j] = mass > 0 ? (float)(sum[j] / mass) : 0;
-                account(sums(t, point, h), mass, cmass, base, t->o + at * d, hat, norm2(t->o + at * d, d), d, whole, errors,
-                        diff ? diff + r * width + h * d : NULL);
+                if (!kv_prefix(g, d, q, lse, l->scale, l->softcap, K, V, n, list, 2, check, NULL, NULL, contest ? t->contested : NULL, mass,
+                               contest ? cmass : NULL, errors ? hat : NULL))
+                    st = kv_fail(err, KV_ENOMEM, "out of memory");
+                for (size_t k = 0; k < g && !st; k++) {
+                    size_t h = h0 + k, at = h * T + r0 + r;
+                    float *o_hat = hat + (g + k) * d;
+                    double distance = 0;
+                    if (reindex) {
+                        kv_attn_shape shape = {1, row + 1, d, row, 0, l->scale, l->softcap};
+                        if (!kv_probs(&shape, q + k * d, K, p)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+                        else st = kv_reindex_row(l, (uint32_t)h, (uint32_t)(r0 + r), list, n, p, weight, &distance, err);
+                        for (size_t j = 0; j < d && errors && !st; j++) {
+                            double x = 0;
+                            for (uint32_t i = 0; i < n; i++) x += weight[i] * V[list[i] * d + j];
+                            o_hat[j] = (float)x;
+                        }
+                        sums(t, point, (uint32_t)h)->total_variation += distance;
+                    }
+                    account(sums(t, point, (uint32_t)h), mass[g + k], contest ? cmass[g + k] : 0, mass[g + k] - mass[k], t->base_mass[at],
+                            t->o + at * d, o_hat, norm2(t->o + at * d, d), d, n == row + 1, errors, diff ? diff + r * width + h * d : NULL);
+                }
             }
         }
         if (st || !diff) continue;
-        if (!kv_project_norm(n, width, sc->info->hidden, diff, l->wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
-        for (size_t r = 0; r < n && !st; r++)
+        if (!kv_project_norm(rows, width, sc->info->hidden, diff, l->wo, norm)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+        for (size_t r = 0; r < rows && !st; r++)
             t->out->layer_error[point * sc->n_evict + l->order] += t->ref[r0 + r] > 0 ? norm[r] / t->ref[r0 + r] : 0;
     }
-    free(p), free(diff), free(hat), free(sum), free(norm);
+    free(list), free(q), free(lse), free(mass), free(cmass), free(hat), free(p), free(weight), free(diff), free(norm);
     return st;
 }
 
@@ -293,7 +327,7 @@ static kv_status layer_task(task *t, uint32_t index, kv_error *err)
     size_t n = sc->n_row, *points = NULL;
     unsigned needs = KV_NEED_FUTURE | (t->out->layer_error ? KV_NEED_WO : 0);
     bool schedules = false;
-    for (size_t i = 0; i < t->n_point; i++) schedules |= kv_schedule_needed(&t->plan->spec[t->point[i].spec]);
+    for (size_t i = 0; i < t->n_point; i++) schedules |= kv_schedule_used(t->plan, t->point[i].spec);
     kv_status st = kv_layer_load(sc, index, needs | (schedules ? t->plan->needs : 0), schedules ? t->plan->max_window : 0, &t->l, err);
     if (st) return st;
     size_t rows = t->l.n_q_head * n, P = sc->n_prompt;
@@ -310,7 +344,7 @@ static kv_status layer_task(task *t, uint32_t index, kv_error *err)
     for (size_t r = 0; r < t->plan->n_ranking && !st; r++) {
         size_t m = 0;
         for (size_t i = 0; i < t->n_point; i++)
-            if (t->plan->ranking_of[t->point[i].spec] == r && !kv_schedule_needed(&t->plan->spec[t->point[i].spec])) points[m++] = i;
+            if (t->plan->ranking_of[t->point[i].spec] == r && !kv_schedule_used(t->plan, t->point[i].spec)) points[m++] = i;
         for (size_t r0 = 0; r0 < n && m && !st; r0 += ROWS) {
             st = measure(t, r, points, m, r0, n - r0 < ROWS ? n - r0 : ROWS, err);
             if (!st && kv_interrupted()) st = kv_fail(err, KV_EINTERRUPTED, "interrupted");
@@ -318,7 +352,7 @@ static kv_status layer_task(task *t, uint32_t index, kv_error *err)
     }
     for (size_t i = 0; i < t->n_point && !st && schedules; i++) {
         kv_schedule sch;
-        if (!kv_schedule_needed(&t->plan->spec[t->point[i].spec])) continue;
+        if (!kv_schedule_used(t->plan, t->point[i].spec)) continue;
         st = kv_schedule_make(t->plan, t->point[i].spec, &t->point[i].c, t->point[i].counts, &t->l, &sch, err);
         if (!st) st = measure_schedule(t, i, &sch, err);
         if (!st) ledger(t, i, &sch);

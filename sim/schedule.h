@@ -1,5 +1,5 @@
-/* schedule.h - kept sets that are not a prefix of a ranking: decode rules (an entry leaves after some row) and selections that depend
- * on the budget (two stages, blocks). Made for one layer at a time, from the layer's data. */
+/* schedule.h - kept sets that are not a prefix of a ranking: decode rules (an entry leaves after some row) and
+ * selections that depend on the budget (two stages, blocks). Made for one layer at a time, from the layer's data. */
 #ifndef KV_SCHEDULE_H
 #define KV_SCHEDULE_H
 
@@ -7,14 +7,16 @@
 
 typedef struct {
     uint32_t n_unit;
-    int32_t *at;   /* [n_unit][n_token] evicted_at: -1 = never, t = visible to measured rows before row t and to none after (0 = gone
-                      when the prompt is cut) */
-    uint8_t *seen; /* NULL, or [n_row+1][n_unit][(n_token+7)/8]: bit p of row r = row r may attend to p (entry n_row: the row after
-                      the last), for rules whose entries come back; `at` is then -1 throughout */
+    int32_t *at;   /* [n_unit][n_token] evicted_at: -1 = never, t = visible to measured rows before row t and to none
+                      after (0 = gone   when the prompt is cut) */
+    uint8_t *seen; /* NULL, or [n_row+1][n_unit][(n_token+7)/8]: bit p of row r = row r may attend to p (entry n_row:
+                      the row after the last), for rules whose entries come back; `at` is then -1 throughout */
 } kv_schedule;
 
-/* True when policy i needs schedules instead of prefixes. */
+/* True when policies of this spec need schedules instead of prefixes. */
 bool kv_schedule_needed(const kv_spec *s);
+/* The same for policy i of a plan: mask files that say when entries leave among them. */
+bool kv_schedule_used(const kv_plan *p, size_t i);
 /* Policy i of the plan at budget c with these counts (kv_plan_counts). l must hold what kv_plan says in `needs`. */
 kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
                            kv_schedule *out, kv_error *err);
@@ -22,23 +24,42 @@ void kv_schedule_free(kv_schedule *s);
 /* Is position p visible to measured row r (n_row: after the last) for unit u? p must exist by then. */
 bool kv_schedule_visible(const kv_schedule *s, const kv_scene *sc, uint32_t u, uint32_t p, uint32_t r);
 
-/* One decode rule: called for the prompt's last row (r = -1) and after each measured row has attended, when its weights are known. */
+/* ------------------------------------------------------------------------------------------------ decode rules
+ * (decode.c) The order of a step (metrics.md 3.1): project, append, attend, record, update, evict. The row that
+ * triggers an eviction has attended to the victim. */
 typedef struct {
-    uint32_t n;       /* live entries, cache order */
-    uint32_t *pos;    /* [n] their positions */
-    double *acc;      /* [n] state that follows the entry (accumulated weight) */
-    uint32_t keep;    /* entries the cache may hold besides `recent` (CAKE: hh of the layer) */
-    uint32_t recent;
+    uint32_t n;      /* live entries, cache order */
+    uint32_t *pos;   /* [n] their positions */
+    double *acc;     /* [n] state that follows the entry (accumulated weight) */
+    uint32_t keep;   /* entries the cache may hold besides `recent` */
+    uint32_t recent; /* newest entries the rule protects */
+    const kv_layer *l;
+    uint32_t unit;
+    int64_t row; /* the row that has just attended; -1: the prompt's last */
 } kv_cache;
 
+enum {
+    KV_RULE_CUTS = 1, /* can cut the prompt too (prompt_cut=rule) */
+    KV_RULE_RANKED =
+        2, /* a cut leaves the cache in the order of the scores, the window behind, and the rule reads that order */
+    KV_RULE_WEIGHS = 4,      /* reads the row's weights */
+    KV_RULE_ACCUMULATES = 8, /* reads acc: column sums of the prompt, then every row's weights */
+    KV_RULE_POSITION = 16,   /* `every` counts processed tokens, prompt included, instead of decoded rows */
+    KV_RULE_HIDES = 32       /* entries may come back: the whole rule is kv_hide_rows; it cuts the prompt itself */
+};
 typedef struct {
-    const char *name, *help, *params; /* params: parameters it reads */
-    bool whole_layer; /* one set per layer */
-    bool cuts_prompt; /* cuts the prompt itself, by its own rule, instead of the plan's ranking */
-    bool accumulates; /* acc starts with the prompt's column sums */
+    const char *name, *help, *params; /* params: parameters it reads beyond every, bin and prompt_cut */
+    unsigned needs, flags;            /* KV_NEED_* beyond the scorer's, KV_RULE_* */
     /* weight [n_head][c->n]: the row's attention over the live entries in cache order. Shrinks c->pos, c->acc, c->n. */
     kv_status (*evict)(const kv_spec *s, kv_cache *c, uint32_t n_head, const double *weight, kv_error *err);
 } kv_decode_rule;
 extern const kv_decode_rule kv_decode_rules[]; /* index = enum kv_decode; 0 = keep */
+
+/* Query of measured row r of head h, as loaded; r < 0: -1 is the last row before the cut, -2 the one before it. */
+const float *kv_step_query(const kv_layer *l, uint32_t h, int64_t r);
+/* What schedule.c calls (steps.c): rules that drop for good fill out->at, rules that hide fill out->seen. */
+kv_status kv_step_rows(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
+                       kv_schedule *out, kv_error *err);
+kv_status kv_hide_rows(const kv_spec *s, kv_layer *l, kv_schedule *out, kv_error *err);
 
 #endif

@@ -85,10 +85,10 @@ static kv_status resolve(options *o, kv_error *err)
     return KV_OK;
 }
 
-/* What decides the numbers, and nothing else. */
-static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget_resolved *c, char out[33])
+/* What decides the numbers, and the budget's label: "5%" and "16" may be the same tokens, and are two rows. */
+static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget *b, const kv_budget_resolved *c, char out[33])
 {
-    char hex[65], *text = kv_format("kvtrace run 1\n%s\n%s\n%s\n%u\n%.17g\n%u\n", kv_trace_content_sha256(sc->trace), s->canonical, cut, c->tokens, c->real, sc->n_row);
+    char hex[65], *text = kv_format("kvtrace run 1\n%s\n%s\n%s\n%s\n%u\n%.17g\n%u\n", kv_trace_content_sha256(sc->trace), s->canonical, cut, b->text, c->tokens, c->real, sc->n_row);
     kv_sha256 h;
     kv_sha256_init(&h);
     kv_sha256_update(&h, text ? text : "", text ? strlen(text) : 0);
@@ -126,7 +126,7 @@ static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const 
 {
     uint64_t *print = NULL;
     kv_status st = kv_array(&print, n, sizeof *print, err);
-    for (size_t i = 0; i < n && !st; i++) print[i] = kv_schedule_needed(&p->spec[point[i].spec]) ? i : kv_plan_fingerprint(p, point[i].spec, point[i].counts);
+    for (size_t i = 0; i < n && !st; i++) print[i] = kv_schedule_used(p, point[i].spec) ? i : kv_plan_fingerprint(p, point[i].spec, point[i].counts);
     for (size_t a = 0; a < p->n_spec && !st; a++)
         for (size_t b = a + 1; b < p->n_spec; b++) {
             size_t same = 0, differ = 0;
@@ -176,9 +176,8 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
             kv_point p = {.spec = n_spec, .budget = b,
                           .c = kv_budget_resolve(&o->rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
             bool has;
-            run_id(&sc, &o->rq.spec[i], o->rq.cut, &p.c, id[n_point]);
+            run_id(&sc, &o->rq.spec[i], o->rq.cut, &o->rq.budget[b], &p.c, id[n_point]);
             st = kv_results_has(db, id[n_point], o->detail, o->wanted, &has, err);
-            for (size_t k = 0; k < n_point && !has; k++) has = !strcmp(id[k], id[n_point]); /* two budgets, the same tokens */
             if (has) o->n_old++;
             else point[n_point++] = p, used = true;
         }
@@ -219,7 +218,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         run.nominal_bytes = run.nominal_slots * sc.slot_bytes;
         run.mean_bytes = (double)run.kept_bytes + later * (double)per_token * (double)sc.slot_bytes;
         run.peak_bytes = run.kept_bytes + (uint64_t)(sc.n_token - sc.n_cut) * per_token * sc.slot_bytes;
-        if (kv_schedule_needed(run.spec)) { /* counted row by row, tokens after the cut included */
+        if (kv_schedule_used(&plan, point[i].spec)) { /* counted row by row, tokens after the cut included */
             run.mean_bytes = 0, run.peak_bytes = 0;
             for (uint32_t l = 0; l < sc.n_evict; l++) {
                 const kv_row_slots *rs = &rp.rows[i * sc.n_evict + l];
@@ -229,9 +228,11 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         }
         run.full_bytes = (sc.n_cut + later) * (double)sc.n_evict * Hkv * (double)sc.slot_bytes;
         for (uint32_t l = 0; l < sc.n_evict; l++) kv_plan_ambiguous(&plan, point[i].spec, point[i].counts, l, &tie[l].tied, &tie[l].kept);
+        /* total variation is 1 - recall, and the distance of the means a quotient of the two errors, unless keys were rotated anew */
+        unsigned shown = o->wanted & ~(1u << (run.spec->reindex ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
         run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head, rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL,
-                                       tie, number, sc.n_evict, sc.info->n_q_head, sc.n_row, o->wanted, o->detail, value);
-        if (!run.n_value) st = kv_fail(err, KV_ENOMEM, "out of memory");
+                                       tie, number, sc.n_evict, sc.info->n_q_head, sc.n_row, shown, o->detail, value);
+        if (!run.n_value && shown) st = kv_fail(err, KV_ENOMEM, "out of memory");
         else st = kv_results_put(db, trace_id, &run, err);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
@@ -246,6 +247,18 @@ out:
     kv_replay_free(&rp);
     kv_plan_free(&plan);
     free(spec), free(point), free(value), free(id), free(number), free(tie);
+    kv_scene_close(&sc);
+    kv_trace_close(t);
+    return st;
+}
+
+/* Every trace can be opened and cut as asked: said before a database is made. */
+static kv_status look(const char *path, const options *o, kv_error *err)
+{
+    kv_trace *t = NULL;
+    kv_scene sc = {0};
+    kv_status st = kv_trace_open(path, &t, err);
+    if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
     kv_scene_close(&sc);
     kv_trace_close(t);
     return st;
@@ -268,6 +281,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     }
     if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");
     if (!st) st = resolve(&o, err);
+    for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
     if (!st) st = kv_results_open(o.db, &db, err);
     kv_catch_signals();
     for (size_t i = 0; i < rest.n && !st; i++) {
@@ -275,7 +289,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
         if (st == KV_EINTERRUPTED)
             st = kv_fail(err, KV_EINTERRUPTED, "interrupted; %zu new runs are stored in '%s', the same command goes on from there", o.n_new, o.db);
     }
-    if (!st) fprintf(stderr, "kv-sim: %zu new runs, %zu already there, in '%s'\n", o.n_new, o.n_old, o.db);
+    if (!st) fprintf(stderr, "kv-sim: %zu new run%s, %zu already there, in '%s'\n", o.n_new, o.n_new == 1 ? "" : "s", o.n_old, o.db);
 out:
     kv_results_close(db);
     kv_request_free(&o.rq);

@@ -23,6 +23,7 @@ static const slot SLOTS[] = {
     {"alpha", {"floor", "floor_alpha", "alpha_safeguard"}, T_F64, AT(alpha), 0, 1, R_COUNT, 0, "share of a head's budget that is uniform (heads=ada); select=spans-first: share of the slots that spans get"},
     {"beta", {0}, T_F64, AT(beta), 1, 100000, R_COUNT, 0, "pyramid: the last layer gets B/beta; heads=table: B/beta of every budget is shared"},
     {"base", {0}, T_BASE, AT(scorer), 0, 0, 0, 0, "score the press wraps (kvpress's name): snapkv or keydiff, as the row has it"},
+    {"bin", {0}, T_U32, AT(bin), 0, 1u << 20, R_COUNT, 0, "what decode= drops waits, still visible, until so many leave together; 0: it leaves at once"},
     {"block_size", {0}, T_U32, AT(block_size), 1, 1u << 20, R_COUNT, 0, "tokens appended at a time (select=blocks)"},
     {"cascading", {0}, T_BOOL, AT(cascading), 0, 1, R_COUNT, 0, "1: budgets recomputed after every layer, cut layers never grow back; 0: one shot"},
     {"chunk_length", {0}, T_U32, AT(chunk_length), 1, 1u << 20, R_RANK | R_COUNT, 0, "tokens of a chunk (select=chunks) or span (select=spans-first)"},
@@ -30,8 +31,9 @@ static const slot SLOTS[] = {
     {"cosine", {0}, T_FILE, AT(cosine), 0, 0, R_RANK, 0, "cosine between the residual stream before and after attention, .npy [layers] (layers=squeeze)"},
     {"cov", {0}, T_FILE, AT(cov_file), 0, 0, R_RANK, 0, "query covariances, .npy [layers, query heads, d, d]"},
     {"cover", {0}, T_U32, AT(cover), 1, 1024, R_RANK | R_COUNT, 0, "heads of a layer that keep each span (select=spans-first)"},
-    {"decode", {0}, T_CHOICE, AT(decode), 0, 0, R_COUNT, "keep|tova|streaming|h2o|cake|h2o-mask", "what leaves after each decoded row"},
+    {"decode", {0}, T_CHOICE, AT(decode), 0, 0, R_COUNT, "keep|tova|streaming|h2o|cake|h2o-mask|rkv|vatp", "what leaves after each decoded row"},
     {"epsilon", {0}, T_F64, AT(epsilon), 0, 1000, R_RANK | R_COUNT, 0, "added to a score before it is weighted"},
+    {"every", {0}, T_U32, AT(every), 1, 1u << 20, R_COUNT, 0, "decode= evicts every so many decoded rows (decode=rkv: processed tokens)"},
     {"filters", {0}, T_FILE, AT(filters), 0, 0, R_RANK, 0, "filter of each head, .npy [layers, KV heads, head size] (score=qfilter)"},
     {"first_stage_ratio", {0}, T_F64, AT(first_stage_ratio), 0, 1, R_COUNT, 0, "share of the budget filled by the plain score (select=two-stage)"},
     {"gamma", {0}, T_F64, AT(gamma), 0, 1000000, R_RANK, 0, "weight of the variance over rows (row_reduce=mean+gamma*var)"},
@@ -58,12 +60,14 @@ static const slot SLOTS[] = {
     {"per_row", {0}, T_BOOL, AT(per_row), 0, 1, R_RANK, 0, "1: column sums divided by the number of rows that see the column"},
     {"pool_first", {0}, T_BOOL, AT(pool_first), 0, 1, R_RANK, 0, "1: pooling before the group reduction"},
     {"pooling", {0}, T_CHOICE, AT(pooling), 0, 0, R_RANK, "none|avgpool|maxpool", "smoothing over positions"},
+    {"prompt_cut", {0}, T_CHOICE, AT(prompt_cut), 0, 0, R_COUNT, "score|rule", "what cuts the prompt: score and allocation, or the decode rule itself"},
     {"protect_recent", {0}, T_U32, AT(protect_recent), 0, 1u << 27, R_RANK | R_COUNT, 0, "newest positions kept first, inside the budget"},
     {"protect_segment", {0}, T_FILE, AT(protect_segment), 0, 0, R_RANK | R_COUNT, 0, "part of the prompt kept first, inside the budget: a segment's kind or title, evidence, question"},
     {"protect_sink", {0}, T_U32, AT(protect_sink), 0, 1u << 27, R_RANK | R_COUNT, 0, "first positions kept first, inside the budget"},
     {"pyramid", {0}, T_PYRAMID, AT(layers), 0, 1, 0, 0, "1 is layers=pyramid-ffy0, 0 is layers=uniform (name used by FFY0)"},
     {"recent", {0}, T_RECENT, AT(recent), 0, 1u << 27, R_COUNT, 0, "newest entries a decode rule protects, half = C/2; heads=duo: recent tokens of a streaming head"},
     {"recent_ratio", {0}, T_F64, AT(recent_ratio), 0, 1, R_COUNT, 0, "recent entries as a share of the prompt (decode=h2o-mask)"},
+    {"reindex", {0}, T_BOOL, AT(reindex), 0, 1, R_COUNT, 0, "1: positions are cache slots, so scores of moved keys are rotated anew (decode=streaming)"},
     {"retain_direction", {0}, T_CHOICE, AT(retain_direction), 0, 0, R_RANK, "last|first", "which similar key of a row counts as the kept one (score=rkv)"},
     {"row_reduce", {0}, T_CHOICE, AT(row_reduce), 0, 0, R_RANK, "sum|mean|mean+gamma*var|max", "how the rows of the window are combined"},
     {"score", {0}, T_SCORER, AT(scorer), 0, 0, R_RANK | R_COUNT, 0, "the scorer"},
@@ -229,7 +233,9 @@ static bool matters(const kv_spec *s, const slot *d)
             if (s->skip_layers[i]) return true;
         return false;
     }
-    if (!strcmp(n, "value") || !strcmp(n, "select") || !strcmp(n, "decode")) return *(const uint32_t *)((const char *)s + d->at) != 0;
+    if (!strcmp(n, "value") || !strcmp(n, "select") || !strcmp(n, "decode") || !strcmp(n, "bin") || !strcmp(n, "prompt_cut") || !strcmp(n, "reindex"))
+        return *(const uint32_t *)((const char *)s + d->at) != 0;
+    if (!strcmp(n, "every")) return s->every > 1;
     if (!strcmp(n, "recent") && s->heads == KV_HEADS_DUO) return true;
     if (s->decode && listed(kv_decode_rules[s->decode].params, n)) return true;
     if (!strcmp(n, "window") && (s->window || s->layers == KV_LAYERS_CAKE)) return true;
@@ -282,8 +288,27 @@ char *kv_slot_value(const kv_spec *s, size_t i)
     return kv_format("%s", b);
 }
 
+/* A decode rule and what goes with it. */
+static kv_status seal_decode(const kv_spec *s, kv_error *err)
+{
+    const kv_decode_rule *rule = &kv_decode_rules[s->decode];
+    const char *who = s->row->name, *name = rule->name;
+    bool hides = rule->flags & KV_RULE_HIDES;
+    if (!s->decode && (s->every > 1 || s->bin || s->prompt_cut || s->reindex))
+        return kv_fail(err, KV_EMISUSE, "policy '%s': every, bin, prompt_cut and reindex need a decode rule (decode=)", who);
+    if (s->prompt_cut && !(rule->flags & KV_RULE_CUTS)) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s cannot cut the prompt; leave prompt_cut=score", who, name);
+    if (hides && !s->prompt_cut) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s works with prompt_cut=rule only", who, name);
+    if (hides && (s->every > 1 || s->bin)) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s takes no every and no bin: its entries may come back", who, name);
+    if (s->decode == KV_DECODE_VATP && s->granularity == KV_GRAN_LAYER) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=vatp works per query or KV head", who);
+    if (rule->flags & KV_RULE_RANKED && s->granularity != KV_GRAN_KV_HEAD) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s works per KV head", who, name);
+    if (s->decode == KV_DECODE_RKV && !s->window) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=rkv needs window >= 1", who);
+    if (s->reindex && s->decode != KV_DECODE_STREAMING) return kv_fail(err, KV_EMISUSE, "policy '%s': reindex=1 goes with decode=streaming", who);
+    return KV_OK;
+}
+
 kv_status kv_spec_seal(kv_spec *s, kv_error *err)
 {
+    kv_status st;
     const kv_scorer *sc = kv_scorers[s->scorer];
     const char *who = s->row->name;
     if (s->granularity == KV_GRAN_QUERY_HEAD && s->group_reduce != KV_GROUP_ALL) s->group_reduce = KV_GROUP_NONE;
@@ -304,10 +329,9 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
     if (s->select == KV_SELECT_TWO_STAGE && s->granularity != KV_GRAN_KV_HEAD)
         return kv_fail(err, KV_EMISUSE, "policy '%s': select=two-stage works per KV head", who);
     if (s->select == KV_SELECT_CHUNKS && (s->heads || s->layers)) return kv_fail(err, KV_EMISUSE, "policy '%s': select=chunks needs heads=uniform and layers=uniform", who);
-    if (s->decode == KV_DECODE_CAKE && s->granularity != KV_GRAN_KV_HEAD) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=cake works per KV head", who);
     if (s->page > 1 && (s->select || s->decode)) return kv_fail(err, KV_EMISUSE, "policy '%s': pages work with prompt-time prefixes only (no select=, no decode=)", who);
     if (s->decode && s->select) return kv_fail(err, KV_EMISUSE, "policy '%s': a decode rule needs select=prefix", who);
-    if (s->decode && kv_decode_rules[s->decode].whole_layer) s->granularity = KV_GRAN_LAYER;
+    if ((st = seal_decode(s, err))) return st;
     if (s->layers == KV_LAYERS_LAVA_CODE && s->heads) return kv_fail(err, KV_EMISUSE, "policy '%s': layers=lava-code already splits over heads; leave heads=uniform", who);
     if (s->layer_weight && s->layers != KV_LAYERS_POOL) return kv_fail(err, KV_EMISUSE, "policy '%s': layer_weight needs layers=pool", who);
     if (s->value == KV_VALUE_LOO && !s->window) return kv_fail(err, KV_EMISUSE, "policy '%s': value=loo needs window >= 1", who);

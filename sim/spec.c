@@ -4,7 +4,7 @@
 #include "sim/plugin.h"
 #include "traces/cli.h"
 
-static const kv_policy MASK_ROW = {"mask", "a kept set made elsewhere, from a NumPy file", "yours", "the file", "not verified: the file is taken as it is",
+static const kv_policy MASK_ROW = {"mask", "kept sets or a schedule made elsewhere, from a NumPy file", "yours", "the file", "not verified: the file is taken as it is",
                                    "no: one set, whatever the budget", ""};
 static const kv_policy PLUGIN_ROW = {.name = "plugin"}; /* until the file is loaded and brings its own */
 
@@ -93,7 +93,7 @@ static kv_status expand(const kv_policy *row, const char *plugin, const char *pa
     kv_spec s = {.row = row, .granularity = KV_GRAN_KV_HEAD, .row_reduce = KV_ROWS_MEAN, .group_reduce = KV_GROUP_MEAN,
                  .kernel = 1, .page = 1, .beta = 20, .cascading = 1, .gamma = 200, .alpha = 0.2, .tau1 = 1, .tau2 = 1,
                  .n_future = 512, .use_covariance = 1, .use_vnorm = 1, .lag_size = 128, .chunk_size = 256, .local_window = 16, .chunk_length = 20,
-                 .block_size = 128, .tau = 5, .mix_lambda = 0.07, .first_stage_ratio = 0.5, .squeeze = 0.35, .cover = 1, .recent = KV_RECENT_HALF, .heavy_ratio = 0.1, .recent_ratio = 0.1,
+                 .block_size = 128, .tau = 5, .mix_lambda = 0.07, .first_stage_ratio = 0.5, .squeeze = 0.35, .cover = 1, .recent = KV_RECENT_HALF, .every = 1, .heavy_ratio = 0.1, .recent_ratio = 0.1,
                  .epsilon = 0};
     kv_status st = plugin ? kv_plug_open(plugin, &s.plugin, err) : KV_OK;
     if (!st && plugin) s.row = &s.plugin->row;

@@ -9,8 +9,8 @@ kv_status kv_table_read(const kv_trace_info *in, const char *what, const char *p
     uint32_t rank = 1 + (a > 0) + (b > 0);
     kv_status st = kv_npy_read(path, out, err);
     if (st) return st;
-    bool fits = out->rank == rank && out->kind == 'f' &&
-                (out->shape[0] == in->n_layer || out->shape[0] == in->n_layer_model);
+    bool fits =
+        out->rank == rank && out->kind == 'f' && (out->shape[0] == in->n_layer || out->shape[0] == in->n_layer_model);
     if (fits && a) fits = out->shape[1] == a;
     if (fits && b) fits = out->shape[2] == b;
     if (!fits) {
@@ -18,7 +18,8 @@ kv_status kv_table_read(const kv_trace_info *in, const char *what, const char *p
         if (a) snprintf(want, sizeof want, ", %zu", a);
         if (b) snprintf(want + strlen(want), sizeof want - strlen(want), ", %zu", b);
         if (in->n_layer != in->n_layer_model) snprintf(of_model, sizeof of_model, " (or %u)", in->n_layer_model);
-        return kv_fail(err, KV_EFORMAT, "%s='%s': want floats [%u layers%s%s]", what, path, in->n_layer, of_model, want);
+        return kv_fail(err, KV_EFORMAT, "%s='%s': want floats [%u layers%s%s]", what, path, in->n_layer, of_model,
+                       want);
     }
     st = kv_npy_to_f32(out, err);
     for (size_t i = 0; i < out->n && !st; i++)

@@ -6,8 +6,8 @@
 #include "sim/layer.h"
 #include "traces/npy.h"
 
-/* Read `path`, the parameter `what`, as float32 [layers][a][b]; a = 0 and b = 0 leave the axis out. Errors name the file
- * and the shape it should have; entries must be finite. kv_npy_free(out) also after an error. */
+/* Read `path`, the parameter `what`, as float32 [layers][a][b]; a = 0 and b = 0 leave the axis out. Errors name the
+ * file and the shape it should have; entries must be finite. kv_npy_free(out) also after an error. */
 kv_status kv_table_read(const kv_trace_info *in, const char *what, const char *path, size_t a, size_t b, kv_npy *out,
                         kv_error *err);
 /* The row of a recorded layer (`index` among the recorded ones). */

@@ -131,16 +131,20 @@ static void scores_of(const kv_world *w, const kv_spec *s, size_t l, double *x)
 {
     const char *name = kv_scorers[s->scorer]->name;
     uint32_t U = kv_units(w, s->granularity), n = before_window(w, s);
-    if (!strcmp(name, "maxclamp")) max_clamp(w, s, l, x);
-    else if (!strcmp(name, "window")) window_mean(w, s, l, x);
-    else if (!strcmp(name, "qfilter")) filters(w, s, l, x);
+    if (!strcmp(name, "maxclamp"))
+        max_clamp(w, s, l, x);
+    else if (!strcmp(name, "window"))
+        window_mean(w, s, l, x);
+    else if (!strcmp(name, "qfilter"))
+        filters(w, s, l, x);
     else
         for (size_t k = 0; k < (size_t)U * w->L; k++) x[k] = k % w->L < s->sinks ? 1e6 : (double)(k % w->L);
     for (size_t i = 0; i < n && s->value; i++) {
         double all = 0;
         for (uint32_t u = 0; u < U && s->value == KV_VALUE_WO_SHARE; u++) all += projected(w, s, l, u, i);
         for (uint32_t u = 0; u < U; u++) {
-            double a = 1, f = s->value == KV_VALUE_WO_SHARE ? projected(w, s, l, u, i) / all : left_out(w, s, l, u, i, &a);
+            double a = 1,
+                   f = s->value == KV_VALUE_WO_SHARE ? projected(w, s, l, u, i) / all : left_out(w, s, l, u, i, &a);
             x[u * w->L + i] *= f / a;
         }
     }
@@ -157,7 +161,8 @@ static void mass_first(const kv_world *w, const kv_spec *s, size_t l, uint32_t u
             for (size_t i = 0; i < w->L; i++) {
                 bool counts = s->window_share == KV_SHARE_PAPER ? i >= n : i < n && i + s->window >= n;
                 if (counts) beta += kv_row(w, l, h, r)[i] / (w->H * (double)s->window);
-                if (i < n && h >= first && h < first + count) a[i] += kv_row(w, l, h, r)[i] / (count * (double)s->window);
+                if (i < n && h >= first && h < first + count)
+                    a[i] += kv_row(w, l, h, r)[i] / (count * (double)s->window);
             }
     for (size_t i = 0; i < n; i++) all += a[i], key[i] = -1;
     kv_sorted(a, n, order);
@@ -220,11 +225,15 @@ static void first_kept(const kv_world *w, const kv_spec *s, const kv_budget_reso
 {
     uint32_t U = kv_units(w, s->granularity), n = before_window(w, s), L = w->L, NL = w->n_layer;
     bool pool = s->layers == KV_LAYERS_POOL, top[128];
-    uint32_t given = pool ? 0 : L - n < c->tokens ? L - n : c->tokens, *list = malloc((size_t)NL * U * L * sizeof *list);
+    uint32_t given = pool                ? 0
+                     : L - n < c->tokens ? L - n
+                                         : c->tokens,
+             *list = malloc((size_t)NL * U * L * sizeof *list);
     double *y = malloc((size_t)NL * U * L * sizeof *y);
     int *key = malloc((size_t)U * L * sizeof *key);
     bool *in = malloc((size_t)NL * U * L);
-    uint64_t total = (uint64_t)(pool ? c->real * U * NL : c->real * U);
+    double real = s->select == KV_SELECT_MASS ? c->real : c->tokens;
+    uint64_t total = (uint64_t)(pool ? real * U * NL : real * U);
     for (size_t l = 0; l < NL; l++) {
         const double *xl = x + l * U * L;
         double max = -INFINITY;
@@ -297,7 +306,8 @@ static void squeeze(const kv_world *w, const kv_spec *s, uint32_t C, int64_t *m)
         if (sum < best) {
             if (!same) second = best;
             best = sum, memcpy(similar, is, NL);
-        } else if (!same && sum < second) second = sum;
+        } else if (!same && sum < second)
+            second = sum;
     }
     if (second < INFINITY && second - best <= 1e-9 * second) kv_gap = 0; /* two ways as good */
     for (uint32_t l = 0; l < NL; l++) n3 += similar[l];
@@ -348,7 +358,8 @@ out:
 }
 
 /* ------------------------------------------------------------------------------------- the program's side */
-static kv_status program(const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_layer *layer, bool *kept, kv_error *e)
+static kv_status program(const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_layer *layer, bool *kept,
+                         kv_error *e)
 {
     const kv_ranking *rk = &p->ranking[p->ranking_of[i]];
     uint32_t n[8 * 32], L = p->scene->n_cut;
@@ -361,8 +372,10 @@ static kv_status program(const kv_plan *p, size_t i, const kv_budget_resolved *c
         for (size_t u = 0; u < rk->n_unit && !st; u++)
             for (uint32_t k = 0; k < L; k++) {
                 size_t unit = l * rk->n_unit + u;
-                if (scheduled) kept[unit * L + k] = kv_schedule_visible(&sch, p->scene, (uint32_t)u, k, 0);
-                else if (k < n[unit]) kept[unit * L + rk->order[unit * L + k]] = true;
+                if (scheduled)
+                    kept[unit * L + k] = kv_schedule_visible(&sch, p->scene, (uint32_t)u, k, 0);
+                else if (k < n[unit])
+                    kept[unit * L + rk->order[unit * L + k]] = true;
             }
         if (scheduled) kv_schedule_free(&sch);
     }
@@ -383,7 +396,8 @@ static kv_status setup_open(setup *o, const kv_world *w, const char *policies, c
     kv_status st = kv_spec_parse(policies, &o->spec, &o->n_spec, e);
     if (!st) st = kv_budget_parse(budgets, &o->budget, &o->n_budget, e);
     if (!st) st = kv_plan_build(&w->scene, o->spec, o->n_spec, 1, &o->plan, e);
-    for (uint32_t l = 0; l < w->n_layer && !st; l++) st = kv_layer_load(&w->scene, l, o->plan.needs, o->plan.max_window, &o->layer[l], e);
+    for (uint32_t l = 0; l < w->n_layer && !st; l++)
+        st = kv_layer_load(&w->scene, l, o->plan.needs, o->plan.max_window, &o->layer[l], e);
     return st;
 }
 
@@ -414,8 +428,8 @@ static void compare(const kv_world *w, const char *policies, const char *budgets
             twin(w, s, &c, x, want);
             st = program(&o.plan, i, &c, o.layer, got, &e);
             bool same = !st && !memcmp(got, want, (size_t)w->n_layer * U * w->L);
-            KV_COMPARE(count, same, "seed %llu L=%u layers=%u U=%u g=%u d=%u: %s at %s", (unsigned long long)w->s.seed, w->L, w->n_layer, w->U, w->g, w->d,
-                       s->canonical, o.budget[b].text);
+            KV_COMPARE(count, same, "seed %llu L=%u layers=%u U=%u g=%u d=%u: %s at %s", (unsigned long long)w->s.seed,
+                       w->L, w->n_layer, w->U, w->g, w->d, s->canonical, o.budget[b].text);
         }
     }
     CHECKF(!st, "seed %llu: %s: %s", (unsigned long long)w->s.seed, policies, e.msg);
@@ -442,8 +456,15 @@ static bool world_open(kv_world *w, kv_rng *r, uint64_t seed, uint32_t max_layer
 {
     static const uint32_t GROUP[] = {1, 3, 8}, LENGTH[] = {1, 2, 3, 5, 8, 9, 13, 21, 34, 45}, DIM[] = {2, 4, 8};
     uint32_t U = 1 + dice(r, 3), L = LENGTH[dice(r, 10)];
-    kv_tiny s = {.n_layer = 1 + dice(r, max_layers), .n_q_head = U * GROUP[dice(r, 3)], .n_kv_head = U, .d = DIM[dice(r, 3)],
-                 .n_token = L + 1 + dice(r, 2), .n_prompt = L, .wo = true, .flat = dice(r, 12) == 0, .seed = seed};
+    kv_tiny s = {.n_layer = 1 + dice(r, max_layers),
+                 .n_q_head = U * GROUP[dice(r, 3)],
+                 .n_kv_head = U,
+                 .d = DIM[dice(r, 3)],
+                 .n_token = L + 1 + dice(r, 2),
+                 .n_prompt = L,
+                 .wo = true,
+                 .flat = dice(r, 12) == 0,
+                 .seed = seed};
     kv_world_make(w, &s);
     w->t.xnorm = malloc(s.n_layer * s.n_token * sizeof *w->t.xnorm);
     for (uint32_t k = 0; k < s.n_layer * s.n_token; k++) w->t.xnorm[k] = 0.5f + 40 * (float)kv_rng_unit(r);
@@ -460,7 +481,20 @@ static void table_write(const kv_world *w, kv_rng *r, size_t a, size_t b, uint32
 
 static char *around(kv_rng *r, uint32_t L, uint32_t window)
 {
-    int64_t at[] = {0, 1, 2, window - 1, window, window + 1, L / 2, (int64_t)L - window - 1, (int64_t)L - window, (int64_t)L - window + 1, L - 1, L, L + 1, dice(r, L + 1)};
+    int64_t at[] = {0,
+                    1,
+                    2,
+                    window - 1,
+                    window,
+                    window + 1,
+                    L / 2,
+                    (int64_t)L - window - 1,
+                    (int64_t)L - window,
+                    (int64_t)L - window + 1,
+                    L - 1,
+                    L,
+                    L + 1,
+                    dice(r, L + 1)};
     char *out = kv_format("ratio=0.%u,ratio=0.%u", 1 + dice(r, 8), 11 + dice(r, 80));
     for (size_t i = 0; i < sizeof at / sizeof *at && out; i++) {
         char *more = at[i] < 0 ? kv_format("%s", out) : kv_format("%s,%lld", out, (long long)at[i]);
@@ -492,15 +526,19 @@ static void test_defensive(void)
         bool open = world_open(&w, &r, seed, 3);
         uint32_t window = WINDOWS[dice(&r, 6)];
         char *list = NULL, *budgets = around(&r, w.L, window);
-        append(&list, "defensivekv:window=%u,layer-defensivekv:window=%u,maxclamp-floor.ours:window=%u", window, window, window);
-        for (int k = 0; k < 2; k++) { /* query heads share their values' norm: f / (f + f + f) is a third up to rounding, and ties are not */
+        append(&list, "defensivekv:window=%u,layer-defensivekv:window=%u,maxclamp-floor.ours:window=%u", window, window,
+               window);
+        for (int k = 0; k < 2; k++) { /* query heads share their values' norm: f / (f + f + f) is a third up to
+                                         rounding, and ties are not */
             const char *gran = PICK(&r, "query_head", "kv_head", "layer");
-            append(&list, "%s:window=%u,granularity=%s,pooling=%s,kernel=%s,value=%s,window_share=%s", PICK(&r, "defensivekv", "layer-defensivekv"), window, gran,
-                   PICK(&r, "none", "avgpool", "maxpool"), PICK(&r, "1", "3", "7", "21"), PICK(&r, "none", *gran == 'q' ? "none" : "wo-share"),
+            append(&list, "%s:window=%u,granularity=%s,pooling=%s,kernel=%s,value=%s,window_share=%s",
+                   PICK(&r, "defensivekv", "layer-defensivekv"), window, gran, PICK(&r, "none", "avgpool", "maxpool"),
+                   PICK(&r, "1", "3", "7", "21"), PICK(&r, "none", *gran == 'q' ? "none" : "wo-share"),
                    PICK(&r, "code", "paper"));
         }
-        append(&list, "maxclamp-floor.ours:window=%u,granularity=%s,alpha=%s,chunk_length=%s,cover=%s,%s", window, PICK(&r, "kv_head", "layer"),
-               PICK(&r, "0", "0.3", "1"), PICK(&r, "1", "3", "5"), PICK(&r, "1", "2", "7"), PICK(&r, "heads=pool", "heads=uniform,layers=pool"));
+        append(&list, "maxclamp-floor.ours:window=%u,granularity=%s,alpha=%s,chunk_length=%s,cover=%s,%s", window,
+               PICK(&r, "kv_head", "layer"), PICK(&r, "0", "0.3", "1"), PICK(&r, "1", "3", "5"),
+               PICK(&r, "1", "2", "7"), PICK(&r, "heads=pool", "heads=uniform,layers=pool"));
         if (open) compare(&w, list, budgets, &count);
         kv_world_close(&w), free(list), free(budgets);
     }
@@ -517,10 +555,12 @@ static void test_scores(void)
         uint32_t window = WINDOWS[1 + dice(&r, 5)];
         char *list = NULL, *budgets = around(&r, w.L, window);
         table_write(&w, &r, w.U, w.d, 0);
-        append(&list, "qfilters:filters=%s,window=%u,granularity=%s,kvpress.qfilter:filters=%s", table_path, window, PICK(&r, "query_head", "kv_head", "layer"), table_path);
-        append(&list, "caote.ours:window=%u,granularity=%s,meanvar-loo.ours:window=%u,gamma=%s", window, PICK(&r, "query_head", "kv_head", "layer"), window,
-               PICK(&r, "200", "0", "7"));
-        append(&list, "caote.ours:window=1,stream-pool.ours:window=%u,granularity=%s", window, PICK(&r, "kv_head", "layer"));
+        append(&list, "qfilters:filters=%s,window=%u,granularity=%s,kvpress.qfilter:filters=%s", table_path, window,
+               PICK(&r, "query_head", "kv_head", "layer"), table_path);
+        append(&list, "caote.ours:window=%u,granularity=%s,meanvar-loo.ours:window=%u,gamma=%s", window,
+               PICK(&r, "query_head", "kv_head", "layer"), window, PICK(&r, "200", "0", "7"));
+        append(&list, "caote.ours:window=1,stream-pool.ours:window=%u,granularity=%s", window,
+               PICK(&r, "kv_head", "layer"));
         append(&list, "stream-pool.ours:window=%u,value=wo-share", window);
         if (open) compare(&w, list, budgets, &count);
         kv_world_close(&w), free(list), free(budgets);
@@ -537,13 +577,14 @@ static void test_allocations(void)
         bool open = world_open(&w, &r, seed, 6);
         char *list = NULL, *budgets = around(&r, w.L, 4);
         table_write(&w, &r, w.U, 0, dice(&r, 2) * 4);
-        append(&list, "duo:pattern=%s,duo:pattern=%s,sinks=%s,recent=%s,duo:pattern=%s,sinks=0,recent=1", table_path, table_path, PICK(&r, "0", "1", "4"),
-               PICK(&r, "0", "3", "9", "40"), table_path);
+        append(&list, "duo:pattern=%s,duo:pattern=%s,sinks=%s,recent=%s,duo:pattern=%s,sinks=0,recent=1", table_path,
+               table_path, PICK(&r, "0", "1", "4"), PICK(&r, "0", "3", "9", "40"), table_path);
         if (open) compare(&w, list, budgets, &count);
         free(list), list = NULL;
         static const uint32_t VALUES[] = {0, 0, 1, 2, 30};
         table_write(&w, &r, 0, 0, VALUES[dice(&r, 5)]);
-        append(&list, "squeeze:cosine=%s,squeeze:cosine=%s,p=%s,qfilters", table_path, table_path, PICK(&r, "0", "0.2", "1"));
+        append(&list, "squeeze:cosine=%s,squeeze:cosine=%s,p=%s,qfilters", table_path, table_path,
+               PICK(&r, "0", "0.2", "1"));
         list[strlen(list) - 9] = 0; /* ",qfilters": a comma so that the next item is a policy */
         append(&list, "caote.ours:window=4,value=none,layers=squeeze,cosine=%s,p=%s", table_path, PICK(&r, "0", "0.5"));
         if (open) compare(&w, list, budgets, &count);
@@ -564,8 +605,10 @@ static void test_two_stages(void)
         setup o, plain;
         bool open = world_open(&w, &r, seed, 4);
         uint32_t window = WINDOWS[1 + dice(&r, 4)], L = w.L;
-        const char *layers = PICK(&r, "cake", "pool", "lava", "pyramid-ffy0"), *heads = strcmp(layers, "pool") ? PICK(&r, "ada", "pool", "uniform") : "uniform";
-        char *budgets = around(&r, L, window), *two = kv_format("cake-ada-critical.ours:window=%u,layers=%s,heads=%s", window, layers, heads);
+        const char *layers = PICK(&r, "cake", "pool", "lava", "pyramid-ffy0"),
+                   *heads = strcmp(layers, "pool") ? PICK(&r, "ada", "pool", "uniform") : "uniform";
+        char *budgets = around(&r, L, window),
+             *two = kv_format("cake-ada-critical.ours:window=%u,layers=%s,heads=%s", window, layers, heads);
         char *one = kv_format("cake:window=%u,layers=%s,heads=%s,alpha=0.2", window, layers, heads);
         kv_status st = open ? setup_open(&o, &w, two, budgets, &e) : KV_EIO;
         if (!st) st = setup_open(&plain, &w, one, budgets, &e);
@@ -588,7 +631,8 @@ static void test_two_stages(void)
                     for (size_t i = 0; i < L; i++) y[i] = i < done ? x[u * L + i] : INFINITY;
                     kv_top(y, L, n[l * w.U + u] / 2, first);
                     /* the window in the first stage: newest first */
-                    for (size_t i = done; i < L && n[l * w.U + u] / 2 < L - done; i++) first[i] = L - i <= n[l * w.U + u] / 2;
+                    for (size_t i = done; i < L && n[l * w.U + u] / 2 < L - done; i++)
+                        first[i] = L - i <= n[l * w.U + u] / 2;
                     for (size_t i = 0; i < L; i++) {
                         double score = (i < done ? x[u * L + i] : max + 1) + 1e-4;
                         y[i] = first[i] ? INFINITY : score * projected(&w, &o.spec[0], l, u, i);
@@ -596,7 +640,8 @@ static void test_two_stages(void)
                     kv_top(y, L, n[l * w.U + u], want + (l * w.U + u) * L);
                 }
             }
-            KV_COMPARE(&count, !st && !memcmp(got, want, (size_t)w.n_layer * w.U * L), "seed %llu L=%u: %s at %s", (unsigned long long)seed, L, two, o.budget[b].text);
+            KV_COMPARE(&count, !st && !memcmp(got, want, (size_t)w.n_layer * w.U * L), "seed %llu L=%u: %s at %s",
+                       (unsigned long long)seed, L, two, o.budget[b].text);
         }
         CHECKF(!st, "%s: %s", two, e.msg);
         if (open) setup_close(&o), setup_close(&plain);
@@ -608,7 +653,8 @@ static void test_two_stages(void)
 /* random-protected.ours: the window, then sinks, then delimiters, then the rest, in a seeded order of each unit. */
 static void test_protected(void)
 {
-    static const char *const WORD[] = {"a", " b", ".", "c. ", "\n", "d\n\n", "?", "!  ", "e.g", ".5", "\xe3\x80\x82", "", " "};
+    static const char *const WORD[] = {"a",   " b",  ".",  "c. ",          "\n", "d\n\n", "?",
+                                       "!  ", "e.g", ".5", "\xe3\x80\x82", "",   " "};
     static const bool ENDS[] = {0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 0};
     int bad = 0, same = 0, delimiters = 0;
     for (uint64_t seed = 1; seed <= 100; seed++) {
@@ -629,8 +675,9 @@ static void test_protected(void)
         w.t.offset[46] = (uint32_t)strlen(w.t.text);
         if (seed % 4 == 0) free(w.t.text), w.t.text = NULL; /* no text: sinks and window only */
         uint32_t sinks = dice(&r, 6), window = dice(&r, 9);
-        char *list = kv_format("random-protected.ours:sinks=%u,window=%u,seed=%u,random-protected.ours:sinks=%u,window=%u,seed=%u", sinks, window, (uint32_t)seed, sinks,
-                               window, (uint32_t)seed + 1);
+        char *list = kv_format(
+            "random-protected.ours:sinks=%u,window=%u,seed=%u,random-protected.ours:sinks=%u,window=%u,seed=%u", sinks,
+            window, (uint32_t)seed, sinks, window, (uint32_t)seed + 1);
         bool open = kv_world_open_data(&w, trace_path);
         CHECKF(open && !setup_open(&o, &w, list, "10", &e), "%s", e.msg);
         for (size_t k = 0; k < 2; k++) {
@@ -650,7 +697,8 @@ static void test_protected(void)
         same += !memcmp(a, b, 45 * sizeof *a);
         setup_close(&o), kv_world_close(&w), free(list);
     }
-    CHECKF(bad == 0 && same == 0 && delimiters > 500, "%d out of place, %d orders repeated, %d delimiters", bad, same, delimiters);
+    CHECKF(bad == 0 && same == 0 && delimiters > 500, "%d out of place, %d orders repeated, %d delimiters", bad, same,
+           delimiters);
 }
 
 /* Specs in one plan keep what they keep alone: whatever shapes a ranking is part of its key. */
@@ -670,8 +718,10 @@ static void test_together(void)
             CHECK(!kv_npy_write(path[k], "<f4", 2, (size_t[]){w.n_layer, w.H}, values, &e));
         }
         append(&list, "snapkv:window=4,headkv:window=4,importance=%s,headkv:window=4,importance=%s", path[0], path[1]);
-        append(&list, "kvpress.chunkkv:window=4,chunk_length=3,kvpress.chunkkv:window=4,chunk_length=5,knorm:window=4,defensivekv:window=4");
-        append(&list, "defensivekv:window=4,window_share=paper,maxclamp-floor.ours:window=4,chunk_length=2,maxclamp-floor.ours:window=4,chunk_length=3");
+        append(&list, "kvpress.chunkkv:window=4,chunk_length=3,kvpress.chunkkv:window=4,chunk_length=5,knorm:window=4,"
+                      "defensivekv:window=4");
+        append(&list, "defensivekv:window=4,window_share=paper,maxclamp-floor.ours:window=4,chunk_length=2,maxclamp-"
+                      "floor.ours:window=4,chunk_length=3");
         append(&list, "oracle-global:window=4,snapkv:window=4,layers=pool,stream-pool.ours:window=4,lava:window=4");
         kv_status st = open ? setup_open(&all, &w, list, "0,3,5,9,20", &e) : KV_EIO;
         CHECKF(!st, "%s: %s", list, e.msg);
@@ -704,7 +754,9 @@ static void test_nested(void)
         setup o;
         bool open = world_open(&w, &r, seed, 3), small[3 * 3 * 45], large[3 * 3 * 45];
         table_write(&w, &r, w.U, 0, 0);
-        char *list = kv_format("defensivekv:window=3,layer-defensivekv:window=3,maxclamp-floor.ours:window=3,chunk_length=2,duo:pattern=%s,recent=3,stream-pool.ours:window=3", table_path);
+        char *list = kv_format("defensivekv:window=3,layer-defensivekv:window=3,maxclamp-floor.ours:window=3,chunk_"
+                               "length=2,duo:pattern=%s,recent=3,stream-pool.ours:window=3",
+                               table_path);
         kv_status st = open ? setup_open(&o, &w, list, "0", &e) : KV_EIO;
         CHECKF(!st, "%s", e.msg);
         for (size_t i = 0; i < o.n_spec && !st; i++)
@@ -714,7 +766,8 @@ static void test_nested(void)
                 size_t room = (size_t)w.n_layer * w.U * w.L, kept = 0;
                 for (size_t k = 0; k < room && C; k++) bad += small[k] && !large[k];
                 for (size_t k = 0; k < room; k++) kept += large[k];
-                if (o.spec[i].heads != KV_HEADS_DUO && (C >= 3 || o.spec[i].select) && w.L > 3) bad += kept != (size_t)C * w.n_layer * w.U;
+                if (o.spec[i].heads != KV_HEADS_DUO && (C >= 3 || o.spec[i].select) && w.L > 3)
+                    bad += kept != (size_t)C * w.n_layer * w.U;
                 bad += kept > (size_t)C * w.n_layer * w.U;
                 memcpy(small, large, room), n++;
             }
@@ -735,19 +788,31 @@ static void test_refused(void)
     table[1] = NAN;
     CHECK(!kv_npy_write(bad, "<f4", 1, (size_t[]){3}, table, NULL));
     table_write(&w, &r, 2, 0, 0);
-    char *p[] = {kv_format("qfilters:filters=%s", table_path), kv_format("duo:pattern=%s", filters), kv_format("squeeze:cosine=%s", table_path),
-                 kv_format("squeeze:cosine=%s", bad)};
+    char *p[] = {kv_format("qfilters:filters=%s", table_path), kv_format("duo:pattern=%s", filters),
+                 kv_format("squeeze:cosine=%s", table_path), kv_format("squeeze:cosine=%s", bad)};
     const struct {
         const char *policy;
         kv_status want;
         const char *word;
-    } BAD[] = {{"qfilters", KV_EMISUSE, "filters=FILE"}, {"duo", KV_EMISUSE, "pattern=FILE"}, {"squeeze", KV_EMISUSE, "cosine=FILE"},
-               {"duo:pattern=/nonexistent.npy", KV_EIO, "/nonexistent.npy"}, {p[0], KV_EFORMAT, "[3 layers, 2, 4]"}, {p[1], KV_EFORMAT, "[3 layers, 2]"},
-               {p[2], KV_EFORMAT, "[3 layers]"}, {p[3], KV_EFORMAT, "not a finite number"}, {"stream-pool.ours", KV_EMISSING, ""},
-               {"defensivekv", KV_EMISSING, ""}, {"defensivekv:heads=uniform", KV_EMISUSE, "heads=pool"}, {"defensivekv:window=0", KV_EMISUSE, "window"},
-               {"defensivekv:layers=pool", KV_EMISUSE, "flat"}, {"caote.ours:score=knorm,window=0", KV_EMISUSE, "value=loo"},
-               {"snapkv:layer_weight=stream", KV_EMISUSE, "layers=pool"}, {"duo:score=knorm", KV_EMISUSE, "recency"}, {"duo:layers=pool", KV_EMISUSE, "duo"},
-               {"recency:heads=duo", KV_EMISUSE, "recent=N"}, {"maxclamp-floor.ours:cover=0", KV_EMISUSE, "cover"}};
+    } BAD[] = {{"qfilters", KV_EMISUSE, "filters=FILE"},
+               {"duo", KV_EMISUSE, "pattern=FILE"},
+               {"squeeze", KV_EMISUSE, "cosine=FILE"},
+               {"duo:pattern=/nonexistent.npy", KV_EIO, "/nonexistent.npy"},
+               {p[0], KV_EFORMAT, "[3 layers, 2, 4]"},
+               {p[1], KV_EFORMAT, "[3 layers, 2]"},
+               {p[2], KV_EFORMAT, "[3 layers]"},
+               {p[3], KV_EFORMAT, "not a finite number"},
+               {"stream-pool.ours", KV_EMISSING, ""},
+               {"defensivekv", KV_EMISSING, ""},
+               {"defensivekv:heads=uniform", KV_EMISUSE, "heads=pool"},
+               {"defensivekv:window=0", KV_EMISUSE, "window"},
+               {"defensivekv:layers=pool", KV_EMISUSE, "flat"},
+               {"caote.ours:score=knorm,window=0", KV_EMISUSE, "value=loo"},
+               {"snapkv:layer_weight=stream", KV_EMISUSE, "layers=pool"},
+               {"duo:score=knorm", KV_EMISUSE, "recency"},
+               {"duo:layers=pool", KV_EMISUSE, "duo"},
+               {"recency:heads=duo", KV_EMISUSE, "recent=N"},
+               {"maxclamp-floor.ours:cover=0", KV_EMISUSE, "cover"}};
     for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
         kv_error e = {""};
         setup o;
@@ -757,6 +822,21 @@ static void test_refused(void)
     }
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) free(p[i]);
     free(filters), free(bad), kv_world_close(&w);
+}
+
+/* Every row says somewhere how it was checked. */
+static void test_readme(void)
+{
+    uint8_t *text = NULL;
+    size_t n = 0;
+    kv_error e = {""};
+    CHECKF(!kv_read_file("sim/policies/README.md", 1 << 20, &text, &n, &e), "%s", e.msg);
+    for (const kv_policy *p = kv_policies; p->name && text; p++) {
+        char *quoted = kv_format("`%s`", p->name);
+        CHECKF(strstr((const char *)text, quoted), "sim/policies/README.md does not mention %s", p->name);
+        free(quoted);
+    }
+    free(text);
 }
 
 int main(void)
@@ -771,6 +851,7 @@ int main(void)
     test_together();
     test_nested();
     test_refused();
+    test_readme();
     char *rm = kv_format("rm -rf %s", dir);
     if (rm && system(rm)) perror("rm");
     free(rm), free(trace_path), free(table_path);

@@ -4,12 +4,13 @@
  * on the diagonal; in each row one key that counts as the one to retain is set to 0: the last above 0.5, column 0 when
  * there is none (retain_direction=last), or always column 0 (first: the code takes the smallest of the columns above
  * 0.5 and 0 for the others, and the diagonal is such another); mean over rows, softmax over all columns. L^2 d work in
- * blocks of rows. The decode-time trigger of R-KV is not replayed. */
+ * blocks of rows. The cuts during decode (decode=rkv) share both terms through rkv.h. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "kernels/score.h"
 #include "sim/query_stats.h"
+#include "sim/rkv.h"
 #include "sim/scorer.h"
 
 enum { ROWS = 96, DIRECTION_LAST = 0 };
@@ -50,20 +51,16 @@ static void softmax(size_t n, double *x)
     for (size_t i = 0; i < n; i++) x[i] /= sum;
 }
 
-/* to[0..n) = attention of the last w rows of one KV head. q [group * w][d], row, mean: scratch of n. */
-static void importance(const kv_layer *l, size_t h, size_t w, size_t n, float *q, float *panel, float *block, size_t ld,
-                       double *row, double *mean, float *to)
+/* to[0..n) = attention of w rows of one KV head. row, mean: scratch of n. */
+static void importance(size_t d, float scale, size_t group, size_t w, const float *q, size_t n, const float *k, float *panel,
+                       float *block, size_t ld, double *row, double *mean, float *to)
 {
-    size_t d = l->d;
     memset(mean, 0, n * sizeof *mean);
     for (size_t r = 0; r < w; r++) {
-        for (size_t g = 0; g < l->group; g++)
-            memcpy(q + g * d, l->q_win + ((h * l->group + g) * l->max_window + (l->max_window - w) + r) * d,
-                   d * sizeof *q);
         for (size_t i = 0; i < n; i++) row[i] = -INFINITY;
-        for (size_t g = 0; g < l->group; g++) {
-            dots(1, d, q + g * d, n, l->k + h * l->scene->n_token * d, panel, block, ld);
-            for (size_t i = 0; i < n; i++) row[i] = fmax(row[i], (double)block[i] * l->scale);
+        for (size_t g = 0; g < group; g++) {
+            dots(1, d, q + (r * group + g) * d, n, k, panel, block, ld);
+            for (size_t i = 0; i < n; i++) row[i] = fmax(row[i], (double)block[i] * scale);
         }
         softmax(n, row);
         for (size_t i = 0; i < n; i++) mean[i] += row[i];
@@ -92,33 +89,47 @@ static void redundancy(size_t L, size_t d, const float *unit, bool last, float *
     softmax(L, to);
 }
 
+kv_status kv_rkv_terms(const kv_spec *s, size_t d, float scale, size_t group, size_t n_row, const float *q, size_t n,
+                       const float *k, size_t n_scored, float *attention, float *alike, kv_error *err)
+{
+    size_t ld = (n + KV_PANEL - 1) / KV_PANEL * KV_PANEL;
+    float *unit = NULL, *panel = NULL, *block = NULL;
+    double *row = NULL, *mean = NULL;
+    kv_status st = kv_array(&unit, n, d * sizeof *unit, err);
+    if (!st) st = kv_array(&panel, KV_PANEL * d, sizeof *panel, err);
+    if (!st) st = kv_array(&block, ROWS * ld, sizeof *block, err);
+    if (!st) st = kv_array(&row, n, sizeof *row, err);
+    if (!st) st = kv_array(&mean, n, sizeof *mean, err);
+    if (st) goto out;
+    importance(d, scale, group, n_row, q, n_scored, k, panel, block, ld, row, mean, attention);
+    for (size_t i = 0; i < n; i++) {
+        double k2 = 0;
+        for (size_t j = 0; j < d; j++) k2 += (double)k[i * d + j] * k[i * d + j];
+        for (size_t j = 0; j < d; j++) unit[i * d + j] = (float)(k[i * d + j] / (sqrt(k2) + 1e-8));
+    }
+    redundancy(n, d, unit, s->retain_direction == DIRECTION_LAST, panel, block, ld, row);
+    for (size_t i = 0; i < n; i++) alike[i] = (float)row[i];
+out:
+    free(unit), free(panel), free(block), free(row), free(mean);
+    return st;
+}
+
 static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 {
-    size_t d = l->d, L = l->L, w = s->window < L ? s->window : L, n = L - w,
-           ld = (L + KV_PANEL - 1) / KV_PANEL * KV_PANEL;
-    float *attention = NULL, *alike = NULL, *mixed = NULL, *unit = NULL, *panel = NULL, *block = NULL, *q = NULL;
-    double *row = NULL, *mean = NULL;
+    size_t d = l->d, L = l->L, w = s->window < L ? s->window : L, n = L - w;
+    float *attention = NULL, *alike = NULL, *mixed = NULL, *q = NULL;
     kv_status st = kv_array(&attention, l->n_q_head * L, sizeof *attention, err);
     if (!st) st = kv_array(&alike, l->n_kv_head * L, sizeof *alike, err);
     if (!st) st = kv_array(&mixed, kv_unit_count(l, s->granularity) * L, sizeof *mixed, err);
-    if (!st) st = kv_array(&unit, L * d, sizeof *unit, err);
-    if (!st) st = kv_array(&panel, KV_PANEL * d, sizeof *panel, err);
-    if (!st) st = kv_array(&block, ROWS * ld, sizeof *block, err);
-    if (!st) st = kv_array(&q, l->group * d, sizeof *q, err);
-    if (!st) st = kv_array(&row, L, sizeof *row, err);
-    if (!st) st = kv_array(&mean, L, sizeof *mean, err);
+    if (!st) st = kv_array(&q, w * l->group, d * sizeof *q, err);
     for (size_t h = 0; h < l->n_kv_head && !st && n; h++) {
-        const float *k = l->k + h * l->scene->n_token * d;
         float *to = attention + h * l->group * L;
-        importance(l, h, w, n, q, panel, block, ld, row, mean, to);
+        for (size_t r = 0; r < w; r++)
+            for (size_t g = 0; g < l->group; g++)
+                memcpy(q + (r * l->group + g) * d,
+                       l->q_win + ((h * l->group + g) * l->max_window + (l->max_window - w) + r) * d, d * sizeof *q);
+        st = kv_rkv_terms(s, d, l->scale, l->group, w, q, L, l->k + h * l->scene->n_token * d, n, to, alike + h * L, err);
         for (size_t g = 1; g < l->group; g++) memcpy(to + g * L, to, L * sizeof *to);
-        for (size_t i = 0; i < L; i++) {
-            double k2 = 0;
-            for (size_t j = 0; j < d; j++) k2 += (double)k[i * d + j] * k[i * d + j];
-            for (size_t j = 0; j < d; j++) unit[i * d + j] = (float)(k[i * d + j] / (sqrt(k2) + 1e-8));
-        }
-        redundancy(L, d, unit, s->retain_direction == DIRECTION_LAST, panel, block, ld, row);
-        for (size_t i = 0; i < L; i++) alike[h * L + i] = (float)row[i];
     }
     kv_spec fixed = *s; /* the heads of a group hold the same numbers by now; pooling comes after */
     fixed.group_reduce = KV_GROUP_MEAN, fixed.pool_first = 0;
@@ -127,7 +138,7 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     for (size_t u = 0; u < kv_unit_count(l, s->granularity) && !st; u++)
         for (size_t i = 0; i < n; i++)
             out[u * L + i] = (float)(s->mix_lambda * out[u * L + i] - (1 - s->mix_lambda) * mixed[u * L + i]);
-    free(attention), free(alike), free(mixed), free(unit), free(panel), free(block), free(q), free(row), free(mean);
+    free(attention), free(alike), free(mixed), free(q);
     return st;
 }
 

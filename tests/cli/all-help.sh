@@ -35,7 +35,6 @@ if ! have gnuplot; then
 fi
 mkdir -p traces/samples
 for t in a b cpu gpu again; do kv-trace synth -o $t.kvt; done
-kv-trace synth --tokens 200 -o traces/samples/code.kvt
 kv-trace synth --tokens 240 --seed 2 -o traces/samples/prose.kvt
 kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 10%,50% --db results.db 2>/dev/null
 cp a.kvt a.kvt.partial # becomes a.kvt again
