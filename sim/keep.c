@@ -142,7 +142,7 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
     if (!st) {
         json_dumpf(rq.n_spec * rq.n_budget == 1 && !dir ? json_array_get(all, 0) : all, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
         putchar('\n');
-        if (fflush(stdout)) st = kv_fail(err, KV_EIO, "cannot write the ledger to stdout");
+        if (fflush(stdout) || ferror(stdout)) st = kv_fail(err, KV_EIO, "cannot write the ledger to stdout");
     }
 out:
     json_decref(all);

@@ -160,7 +160,7 @@ int main(int argc, char **argv)
         names[i] = COMMANDS[i].name;
         if (argc > 1 && !strcmp(argv[1], names[i])) {
             kv_status st = COMMANDS[i].run(argc - 1, argv + 1, &err);
-            if (!st && fflush(stdout)) st = kv_fail(&err, KV_EIO, "cannot write to stdout");
+            if (!st && (fflush(stdout) || ferror(stdout))) st = kv_fail(&err, KV_EIO, "cannot write to stdout");
             return kv_cli_exit("kv-sim", st, &err);
         }
     }

@@ -185,9 +185,9 @@ static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *er
     case T_SCORER:
         for (uint32_t i = 0; i < kv_n_scorers; i++)
             if (!strcmp(kv_scorers[i]->name, v)) return s->scorer = i, KV_OK;
-        char known[256] = "";
-        for (uint32_t i = 0; i < kv_n_scorers; i++)
-            strcat(strcat(known, i ? ", " : ""), kv_scorers[i]->name);
+        char known[512] = "";
+        for (uint32_t i = 0, at = 0; i < kv_n_scorers && at < sizeof known; i++)
+            at += (uint32_t)snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", kv_scorers[i]->name);
         return kv_fail(err, KV_EMISUSE, "score='%s': known scorers are %s", v, known);
     }
     return KV_OK;

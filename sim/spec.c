@@ -42,12 +42,14 @@ static kv_status find_row(const char *name, const kv_policy **out, kv_error *err
     size_t n = 0;
     for (const kv_policy *p = kv_policies; p->name; p++) {
         if (!strcmp(p->name, name)) return *out = p, KV_OK;
-        names[n++] = p->name;
+        if (n < sizeof names / sizeof *names) names[n++] = p->name;
     }
+    if (!strcmp(name, "mask") || !strcmp(name, "plugin"))
+        return kv_fail(err, KV_EMISUSE, "%s:FILE takes the whole argument: give it a -p of its own", name);
     const char *near = kv_nearest(name, names, n);
-    char list[1024] = "";
-    for (size_t i = 0; i < n; i++)
-        if (!strchr(names[i], '.')) strcat(strcat(list, *list ? " " : ""), names[i]);
+    char list[800] = "";
+    for (size_t i = 0, at = 0; i < n && at < sizeof list; i++)
+        if (!strchr(names[i], '.')) at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at ? " " : "", names[i]);
     return kv_fail(err, KV_EMISUSE, "unknown policy '%s'%s%s%s; known: %s mask:FILE plugin:FILE, and the presets of `kv-sim policies`",
                    name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "", list);
 }

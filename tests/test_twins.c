@@ -605,13 +605,10 @@ static void test_allocators(void)
         }
         append(&list, "oracle:window=%u,layers=pool,oracle:window=%u,heads=pool,knorm:window=%u,heads=ada,full", window,
                window, window);
+        append(&list, "knorm:window=%u,granularity=%s,heads=table,importance=%s,beta=%s,guard=%s", window,
+               PICK(&r, "query_head", "kv_head", "layer"), table_path,
+               PICK(&r, "1.005", "1.01", "1.1", "1.5", "2", "10"), PICK(&r, "none", "beyond"));
         if (kv_world_open(&w, trace_path, &s)) compare(&w, list, budgets, &count);
-        char *alone =
-            kv_format("recency:score=knorm,window=%u,granularity=%s,heads=table,importance=%s,beta=%s,guard=%s", window,
-                      PICK(&r, "query_head", "kv_head", "layer"), table_path,
-                      PICK(&r, "1.005", "1.01", "1.1", "1.5", "2", "10"), PICK(&r, "none", "beyond"));
-        compare(&w, alone, budgets, &count);
-        free(alone);
         kv_world_close(&w);
         free(list), free(budgets);
     }
