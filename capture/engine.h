@@ -1,9 +1,9 @@
 /* engine.h - run a model layer by layer, with a place to stand around attention.
  *
- * The engine runs all rows of a call through layer 0, then layer 1, ... (teacher forcing: the whole sequence in one call;
- * greedy: the prompt, then one row a call). It keeps K and V of every row for later calls. Around each layer's attention it
- * offers a hook: capture hangs a recorder there, the closed loop hangs a kept set. Q, K and V are rounded to the
- * engine's dtype before attention consumes them, so what a hook sees is exactly what was used. */
+ * The engine runs all rows of a call through layer 0, then layer 1, ... (teacher forcing: the whole sequence in one
+ * call; greedy: the prompt, then one row a call). It keeps K and V of every row for later calls. Around each layer's
+ * attention it offers a hook: capture hangs a recorder there, the closed loop hangs a kept set. Q, K and V are rounded
+ * to the engine's dtype before attention consumes them, so what a hook sees is exactly what was used. */
 #ifndef KV_ENGINE_H
 #define KV_ENGINE_H
 
@@ -12,16 +12,16 @@
 /* What happened in one layer's attention. Pointers are valid during the call only. */
 typedef struct {
     uint32_t layer;
-    uint32_t row0, n_row;  /* rows of this call are positions row0 .. row0+n_row-1 */
-    uint32_t n_key;        /* row0 + n_row */
-    const float *q;        /* [q_heads][n_row][head_dim], after RoPE, rounded */
-    const float *k, *v;    /* [kv_heads][kv_stride][head_dim], positions 0..n_key-1 valid */
-    size_t kv_stride;      /* tokens between two heads of k and v */
-    const float *x_norm;   /* [n_row] L2 norm of the residual stream entering the block */
-    const float *x;        /* [n_row][hidden] that stream */
-    float *out;            /* [n_row][q_heads*head_dim] attention output before W_O */
-    const float *lse;      /* [q_heads][n_row]; NULL in `attend` */
-    const float *stat;     /* [q_heads][n_row][4] when want() asked for it, else NULL */
+    uint32_t row0, n_row; /* rows of this call are positions row0 .. row0+n_row-1 */
+    uint32_t n_key;       /* row0 + n_row */
+    const float *q;       /* [q_heads][n_row][head_dim], after RoPE, rounded */
+    const float *k, *v;   /* [kv_heads][kv_stride][head_dim], positions 0..n_key-1 valid */
+    size_t kv_stride;     /* tokens between two heads of k and v */
+    const float *x_norm;  /* [n_row] L2 norm of the residual stream entering the block */
+    const float *x;       /* [n_row][hidden] that stream */
+    float *out;           /* [n_row][q_heads*head_dim] attention output before W_O */
+    const float *lse;     /* [q_heads][n_row]; NULL in `attend` */
+    const float *stat;    /* [q_heads][n_row][4] when want() asked for it, else NULL */
 } kv_attn_view;
 
 enum { KV_WANT_STAT = 1 };
@@ -30,27 +30,28 @@ typedef struct {
     void *ctx;
     /* What this hook needs of a layer beyond q, k, v, lse (KV_WANT_*). NULL = nothing. */
     unsigned (*want)(void *ctx, uint32_t layer);
-    /* In place of the engine's attention: fill a->out and set *done; leave *done false for the usual attention. NULL = never. */
+    /* In place of the engine's attention: fill a->out and set *done; leave *done false for the usual attention. NULL =
+     * never. */
     kv_status (*attend)(void *ctx, const kv_attn_view *a, bool *done, kv_error *err);
     /* After attention. NULL = nothing to record. */
     kv_status (*record)(void *ctx, const kv_attn_view *a, kv_error *err);
-    /* Logits of rows row0..row0+n_row-1 of the sequence, [n_row][n_vocab], in blocks of ascending rows. NULL = only what
-     * kv_engine_run returns. */
+    /* Logits of rows row0..row0+n_row-1 of the sequence, [n_row][n_vocab], in blocks of ascending rows. NULL = only
+     * what kv_engine_run returns. */
     kv_status (*logits)(void *ctx, uint32_t row0, uint32_t n_row, const float *logits, kv_error *err);
 } kv_engine_hook;
 
 typedef struct {
-    kv_dtype dtype;     /* f32, f16, bf16: rounding of Q, K, V */
-    uint32_t threads;   /* results do not depend on it */
-    uint32_t capacity;  /* tokens the cache must hold */
+    kv_dtype dtype;    /* f32, f16, bf16: rounding of Q, K, V */
+    uint32_t threads;  /* results do not depend on it */
+    uint32_t capacity; /* tokens the cache must hold */
 } kv_engine_options;
 
 typedef struct kv_engine kv_engine;
 
 /* The model is borrowed and must outlive the engine. KV_ENOMEM before anything is run when the cache does not fit. */
 kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err);
-/* Run n more tokens. last_logits NULL or [n_vocab]: logits of the last row. KV_EINTERRUPTED between two layers when a signal came;
- * KV_EUNSUPPORTED when rounding to the dtype overflowed (names layer and tensor). */
+/* Run n more tokens. last_logits NULL or [n_vocab]: logits of the last row. KV_EINTERRUPTED between two layers when a
+ * signal came; KV_EUNSUPPORTED when rounding to the dtype overflowed (names layer and tensor). */
 kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const kv_engine_hook *hook, float *last_logits,
                         kv_error *err);
 void kv_engine_reset(kv_engine *e); /* forget all rows */

@@ -30,7 +30,8 @@ typedef struct {
 } kv_capture_plan;
 
 /* The model may be open without its weights. desc.sha256, when filled, goes into the trace. */
-kv_status kv_capture_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_capture_plan *out, kv_error *err);
+kv_status kv_capture_plan_open(const kv_model *m, const kv_capture_request *q, const kv_job *j, kv_capture_plan *out,
+                               kv_error *err);
 void kv_capture_plan_close(kv_capture_plan *p);
 /* True when `path` is a finished trace of the same run: model, tokens, level, dtype, layers, cut points, maps, W_O. */
 bool kv_capture_plan_done(const kv_capture_plan *p, const kv_job *j, const char *path);
@@ -42,7 +43,7 @@ typedef struct {
 
 /* Runs the model and writes `path`; on failure PATH.partial holds the layers that were done. Fills the job's greedy
  * tokens. */
-kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j, const char *path,
-                      kv_capture_result *out, kv_error *err);
+kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_capture_request *q, kv_job *j,
+                              const char *path, kv_capture_result *out, kv_error *err);
 
 #endif

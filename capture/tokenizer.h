@@ -7,14 +7,15 @@
 typedef struct kv_tokenizer kv_tokenizer;
 
 typedef struct {
-    uint32_t *id;     /* [n] */
-    uint32_t *offset; /* [n+1] byte offset in the text where token i begins; offset[n] = length of the text.
-                         A token inside a UTF-8 character begins at that byte; added tokens (BOS) begin where the next does */
+    uint32_t *id; /* [n] */
+    uint32_t *
+        offset; /* [n+1] byte offset in the text where token i begins; offset[n] = length of the text.
+                   A token inside a UTF-8 character begins at that byte; added tokens (BOS) begin where the next does */
     size_t n;
 } kv_tokens;
 
-/* special: parse special tokens in the text; bos: put the BOS token in front when the file says so. `text` is UTF-8 and may
- * contain zero bytes; KV_EFORMAT with the byte offset when it is not valid UTF-8. Thread-safe. */
+/* special: parse special tokens in the text; bos: put the BOS token in front when the file says so. `text` is UTF-8 and
+ * may contain zero bytes; KV_EFORMAT with the byte offset when it is not valid UTF-8. Thread-safe. */
 kv_status kv_tokenize(const kv_tokenizer *t, const char *text, size_t n, bool special, bool bos, kv_tokens *out,
                       kv_error *err);
 void kv_tokens_free(kv_tokens *t);

@@ -77,12 +77,14 @@ bool kv_prefix(size_t n_row, size_t d, const float *q, const float *lse, float s
 bool kv_project_norm_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 
-/* EXACT. norm[r] = sum over outputs of |w x[r]|: rows x [n_row][n_in], w n_out rows of n_in at stride ld_w. Each output is a chain
- * acc = fmaf(x[k], w[k], acc), k ascending; their sum in eight double lanes as in kv_probs. */
-bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
+/* EXACT. norm[r] = sum over outputs of |w x[r]|: rows x [n_row][n_in], w n_out rows of n_in at stride ld_w. Each output
+ * is a chain acc = fmaf(x[k], w[k], acc), k ascending; their sum in eight double lanes as in kv_probs. */
+bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w,
+                       double *norm);
 bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
 
-/* EXACT. -sum a ln(a + eps) for a >= 0, eps > 0; products in double, lane i mod 8, reduced as in kv_probs; ln is kv_logd of math.h. */
+/* EXACT. -sum a ln(a + eps) for a >= 0, eps > 0; products in double, lane i mod 8, reduced as in kv_probs; ln is
+ * kv_logd of math.h. */
 double kv_entropy_ref(size_t n, const float *a, double eps);
 double kv_entropy(size_t n, const float *a, double eps);
 /* EXACT. Sum of (a - b)^2, differences in float, squares in double lanes; diff NULL or [n] gets a - b. */

@@ -99,9 +99,9 @@ KV_INLINE double kv_sum8(const double l[8])
     return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
 }
 
-/* ln x in double for normal x > 0, from + - * / alone (no fused operations: contraction is off), so that every machine and compiler gives
- * the same bytes and a loop over it vectorises. x = m 2^e with m in [sqrt(1/2), sqrt 2), ln m = 2 atanh((m-1)/(m+1)); relative error
- * below 1e-15 away from 1. */
+/* ln x in double for normal x > 0, from + - * / alone (no fused operations: contraction is off), so that every machine
+ * and compiler gives the same bytes and a loop over it vectorises. x = m 2^e with m in [sqrt(1/2), sqrt 2), ln m = 2
+ * atanh((m-1)/(m+1)); relative error below 1e-15 away from 1. */
 KV_INLINE double kv_logd(double x)
 {
     uint64_t u;

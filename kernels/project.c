@@ -1,5 +1,5 @@
-/* project.c - norms of projected rows. L2: OpenBLAS on blocks of rows and of outputs, squares summed in double. L1: panels of 16
- * outputs, each output its own chain. */
+/* project.c - norms of projected rows. L2: OpenBLAS on blocks of rows and of outputs, squares summed in double. L1:
+ * panels of 16 outputs, each output its own chain. */
 #include "kernels/blas.h"
 #include "kernels/isa.h"
 #include "kernels/lanes.h"
@@ -41,8 +41,8 @@ bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, co
 }
 
 /* Blocks of rows against panels of 16 outputs; the lanes of a row live in norm's block between panels. */
-KV_INLINE void l1_body(const bool isv3, size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w,
-                       float *rows, float *panel, float *y, double *lane, double *norm)
+KV_INLINE void l1_body(const bool isv3, size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w,
+                       size_t ld_w, float *rows, float *panel, float *y, double *lane, double *norm)
 {
     for (size_t r0 = 0; r0 < n_row; r0 += ROWS) {
         size_t m = n_row - r0 < ROWS ? n_row - r0 : ROWS;
@@ -65,8 +65,8 @@ static void l1_plain(size_t n_row, size_t n_in, size_t n_out, const float *x, co
     l1_body(false, n_row, n_in, n_out, x, w, ld_w, rows, panel, y, lane, norm);
 }
 
-KV_V3 static void l1_v3(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, float *rows,
-                        float *panel, float *y, double *lane, double *norm)
+KV_V3 static void l1_v3(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w,
+                        float *rows, float *panel, float *y, double *lane, double *norm)
 {
     l1_body(KV_HAVE_V3, n_row, n_in, n_out, x, w, ld_w, rows, panel, y, lane, norm);
 }
@@ -77,7 +77,8 @@ bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, cons
     double *lane = malloc(ROWS * 8 * sizeof *lane);
     bool ok = f && lane;
     if (ok)
-        (kv_has_v3() ? l1_v3 : l1_plain)(n_row, n_in, n_out, x, w, ld_w, f, f + n_in * KV_PANEL, f + 2 * n_in * KV_PANEL, lane, norm);
+        (kv_has_v3() ? l1_v3 : l1_plain)(n_row, n_in, n_out, x, w, ld_w, f, f + n_in * KV_PANEL,
+                                         f + 2 * n_in * KV_PANEL, lane, norm);
     free(f), free(lane);
     return ok;
 }

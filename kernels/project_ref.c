@@ -18,7 +18,8 @@ bool kv_project_norm_ref(size_t n_row, size_t n_in, size_t n_out, const float *x
     return true;
 }
 
-bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm)
+bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w,
+                       double *norm)
 {
     for (size_t r = 0; r < n_row; r++) {
         double lane[8] = {0};

@@ -246,7 +246,8 @@ static void check_project_l1(const kv_kernel *self, const kv_case *c, uint64_t s
     float *x = normals(&seed, c->n_row * c->d, 1), *w = normals(&seed, c->n_key * ld, 1);
     double *norm = malloc((2 * c->n_row + 1) * sizeof *norm);
     if (x && w && norm) {
-        if (!kv_project_l1(c->n_row, c->d, c->n_key, x, w, ld, norm) || !kv_project_l1_ref(c->n_row, c->d, c->n_key, x, w, ld, norm + c->n_row))
+        if (!kv_project_l1(c->n_row, c->d, c->n_key, x, w, ld, norm) ||
+            !kv_project_l1_ref(c->n_row, c->d, c->n_key, x, w, ld, norm + c->n_row))
             fail(v, "out of memory");
         compare_d("norm", c->n_row, norm, norm + c->n_row, self->tol, v);
     } else {

@@ -51,7 +51,8 @@ static kv_status parse_one(const char *s, kv_budget **out, size_t *n, kv_error *
     }
     return push(out, n, b, err);
 bad:
-    return kv_fail(err, KV_EMISUSE, "budget '%.40s': want tokens (512), a share (5%%), bytes (64MiB), ratio=0.9 or auto", s);
+    return kv_fail(err, KV_EMISUSE,
+                   "budget '%.40s': want tokens (512), a share (5%%), bytes (64MiB), ratio=0.9 or auto", s);
 }
 
 kv_status kv_budget_parse(const char *arg, kv_budget **out, size_t *n, kv_error *err)

@@ -25,8 +25,11 @@ typedef struct {
 #define KV_REQUEST_OPTIONS(r)                                                                                          \
     {"policy", 'p', KV_OPT_LIST, &(r)->policies}, {"budget", 'b', KV_OPT_LIST, &(r)->budgets},                         \
         {"granularity", 0, KV_OPT_STR, &(r)->granularity}, {"protect", 0, KV_OPT_STR, &(r)->protect},                  \
-        {"page", 0, KV_OPT_U32, &(r)->page}, {"cut", 0, KV_OPT_STR, &(r)->cut}, {"decode-rows", 0, KV_OPT_U32, &(r)->decode_rows},                          \
-        {"seed", 0, KV_OPT_U64, &(r)->seed}
+        {"page", 0, KV_OPT_U32, &(r)->page}, {"cut", 0, KV_OPT_STR, &(r)->cut},                                        \
+        {"decode-rows", 0, KV_OPT_U32, &(r)->decode_rows},                                                             \
+    {                                                                                                                  \
+        "seed", 0, KV_OPT_U64, &(r)->seed                                                                              \
+    }
 /* Parse them into spec and budget; duplicates (same canonical string, same text) are dropped. */
 kv_status kv_request_resolve(kv_request *r, kv_error *err);
 void kv_request_free(kv_request *r);

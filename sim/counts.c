@@ -1,5 +1,6 @@
-/* counts.c - how many entries of each ranking a policy keeps at a budget. Everything here counts items: tokens, or whole pages of
- * spec.page tokens (floor(C / page) of them); only the last step of kv_plan_counts turns items into tokens. */
+/* counts.c - how many entries of each ranking a policy keeps at a budget. Everything here counts items: tokens, or
+ * whole pages of spec.page tokens (floor(C / page) of them); only the last step of kv_plan_counts turns items into
+ * tokens. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -40,8 +41,9 @@ static kv_status largest_remainder(const double *share, uint32_t n, int64_t tota
     return KV_OK;
 }
 
-/* LAVa's repository: after each layer the earlier ones are cut again, heads by flat top-k over all their scores, with the floor
- * frozen at int(alpha * C) of the whole nominal C (policies.md section 6, 4). counts are window-free, L - window = whole. */
+/* LAVa's repository: after each layer the earlier ones are cut again, heads by flat top-k over all their scores, with
+ * the floor frozen at int(alpha * C) of the whole nominal C (policies.md section 6, 4). counts are window-free, L -
+ * window = whole. */
 static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t m, uint32_t C, uint32_t *counts)
 {
     uint32_t U = r->n_unit, won[1024];
@@ -56,7 +58,8 @@ static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t 
         for (uint32_t u = 0; u < U; u++) len[u] = (uint32_t)m;
         for (uint32_t stage = l; stage < n; stage++) {
             sum += r->spread[stage];
-            int64_t b = total > 0 ? (int64_t)(sum > 0 ? r->spread[l] / sum * (double)total : (double)total / (stage + 1)) : 0;
+            int64_t b =
+                total > 0 ? (int64_t)(sum > 0 ? r->spread[l] / sum * (double)total : (double)total / (stage + 1)) : 0;
             if (b > (int64_t)m || b > before) continue;
             kv_flat_topk(sorted, U, m, NULL, (uint64_t)b * U, won);
             for (uint32_t u = 0; u < U; u++) {
@@ -68,21 +71,25 @@ static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t 
     }
 }
 
-/* HeadKV: B // beta of every budget goes into a pool shared by importance, the rest is equal (policies.md section 7). */
-static void table_heads(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t layer, uint32_t C, uint32_t n_q_head, uint32_t *won)
+/* HeadKV: B // beta of every budget goes into a pool shared by importance, the rest is equal (policies.md section 7).
+ */
+static void table_heads(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t layer, uint32_t C,
+                        uint32_t n_q_head, uint32_t *won)
 {
     double pool = floor(C / s->beta), least = C - pool;
     uint32_t g = n_q_head / r->n_unit;
     for (uint32_t u = 0; u < r->n_unit; u++) {
         double sum = 0;
-        for (uint32_t q = u * g; q < (u + 1) * g; q++) sum += rint(r->importance[(size_t)layer * n_q_head + q] * pool * n * n_q_head + least);
+        for (uint32_t q = u * g; q < (u + 1) * g; q++)
+            sum += rint(r->importance[(size_t)layer * n_q_head + q] * pool * n * n_q_head + least);
         won[u] = (uint32_t)rint(sum / g);
     }
 }
 
-/* kvpress AdaKV: the first int(C alpha) entries of every unit are immune, the rest is one flat top-k in which protected entries
- * stand above all; counts include the protected ones. */
-static kv_status safeguard_heads(const kv_spec *s, const kv_ranking *r, uint32_t layer, uint32_t L, uint32_t C, uint32_t *won, kv_error *err)
+/* kvpress AdaKV: the first int(C alpha) entries of every unit are immune, the rest is one flat top-k in which protected
+ * entries stand above all; counts include the protected ones. */
+static kv_status safeguard_heads(const kv_spec *s, const kv_ranking *r, uint32_t layer, uint32_t L, uint32_t C,
+                                 uint32_t *won, kv_error *err)
 {
     uint32_t safe = (uint32_t)(C * s->alpha), U = r->n_unit;
     size_t m = L - r->n_forced, rest = L - safe;
@@ -91,18 +98,23 @@ static kv_status safeguard_heads(const kv_spec *s, const kv_ranking *r, uint32_t
     if (st) return st;
     for (uint32_t u = 0; u < U; u++)
         for (size_t k = safe; k < L; k++)
-            x[u * rest + k - safe] = k < r->n_forced ? INFINITY : r->sorted[((size_t)layer * U + u) * m + k - r->n_forced];
+            x[u * rest + k - safe] =
+                k < r->n_forced ? INFINITY : r->sorted[((size_t)layer * U + u) * m + k - r->n_forced];
     kv_flat_topk(x, U, rest, NULL, (uint64_t)(C - safe) * U, won);
     for (uint32_t u = 0; u < U; u++) won[u] += safe;
     free(x);
     return KV_OK;
 }
 
-/* Exponents of CAKE's scripts, set for two budgets only; every other one falls into an exception handler and gets 1.0 (policies.md 4.7). */
+/* Exponents of CAKE's scripts, set for two budgets only; every other one falls into an exception handler and gets 1.0
+ * (policies.md 4.7). */
 static void script_tau(const kv_spec *s, uint32_t C, double *tau1, double *tau2)
 {
-    static const double T[][4] = {[KV_TAU_LLAMA31_8B] = {1.6, 0.4, 1.6, 0.6}, [KV_TAU_LLAMA2_7B] = {1.9, 1.8, 0.9, 2.3}, [KV_TAU_LLAMA2_13B] = {0.5, 0.4, 1.8, 2.0},
-                                  [KV_TAU_MISTRAL_7B] = {0.8, 0.5, 1.0, 0.8}, [KV_TAU_QWEN25_7B] = {1.5, 0.6, 0.4, 0.6}};
+    static const double T[][4] = {[KV_TAU_LLAMA31_8B] = {1.6, 0.4, 1.6, 0.6},
+                                  [KV_TAU_LLAMA2_7B] = {1.9, 1.8, 0.9, 2.3},
+                                  [KV_TAU_LLAMA2_13B] = {0.5, 0.4, 1.8, 2.0},
+                                  [KV_TAU_MISTRAL_7B] = {0.8, 0.5, 1.0, 0.8},
+                                  [KV_TAU_QWEN25_7B] = {1.5, 0.6, 0.4, 0.6}};
     if (s->tau_table == KV_TAU_NONE) return;
     const double *t = T[s->tau_table];
     *tau1 = C == 1024 ? t[0] : C == 128 ? t[2] : 1;
@@ -147,7 +159,9 @@ static kv_status layer_budgets(const kv_plan *p, const kv_spec *s, const kv_rank
         script_tau(s, c->tokens, &tau1, &tau2);
         st = kv_array(&pref, n, sizeof *pref, err);
         for (uint32_t l = 0; l < n && !st; l++)
-            pref[l] = r->entropy[l] > 0 && r->variance[l] > 0 ? kv_pow(r->entropy[l], 1 / tau1) * kv_pow(r->variance[l], 1 / tau2) : 0;
+            pref[l] = r->entropy[l] > 0 && r->variance[l] > 0
+                          ? kv_pow(r->entropy[l], 1 / tau1) * kv_pow(r->variance[l], 1 / tau2)
+                          : 0;
         if (!st) st = kv_cake_budgets(pref, n, B * n, L - nf, s->cascading, b, NULL, err);
         free(pref);
         break;
@@ -174,7 +188,8 @@ static void ada_heads(const kv_spec *s, const float *sorted, uint32_t n_unit, si
     for (uint32_t u = 0; u < n_unit; u++) won[u] = (uint32_t)rintf((float)won[u] * keep + floor_part);
 }
 
-kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t layer, uint32_t *keep, kv_error *err)
+kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t layer, uint32_t *keep,
+                              kv_error *err)
 {
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];
     kv_spec once = p->spec[i]; /* the last stage's budgets, not what the earlier ones left */
@@ -198,7 +213,8 @@ static kv_status item_counts(const kv_plan *p, size_t i, const kv_budget_resolve
     int64_t *b = NULL;
     float *scale = NULL;
     kv_status st = KV_OK;
-    if (s->keep_all || (c->tokens >= L && s->guard != KV_GUARD_BEYOND) || (s->guard == KV_GUARD_WINDOW && L <= (uint64_t)c->tokens + r->n_forced)) {
+    if (s->keep_all || (c->tokens >= L && s->guard != KV_GUARD_BEYOND) ||
+        (s->guard == KV_GUARD_WINDOW && L <= (uint64_t)c->tokens + r->n_forced)) {
         for (size_t k = 0; k < (size_t)n * U; k++) counts[k] = L;
         return KV_OK;
     }
@@ -208,12 +224,15 @@ static kv_status item_counts(const kv_plan *p, size_t i, const kv_budget_resolve
     if (st) goto out;
     if (s->select == KV_SELECT_CHUNKS && L >= s->chunk_length) {
         for (uint32_t l = 0; l < n; l++)
-            for (uint32_t u = 0; u < U; u++) counts[(size_t)l * U + u] = kv_chunk_count(s, r->order + ((size_t)l * U + u) * L, L, c->share);
+            for (uint32_t u = 0; u < U; u++)
+                counts[(size_t)l * U + u] = kv_chunk_count(s, r->order + ((size_t)l * U + u) * L, L, c->share);
         goto out;
     }
     if (s->layers == KV_LAYERS_LAVA_CODE) lava_code(s, r, n, m, c->tokens, counts);
-    if (r->first_key) st = kv_first_counts(p, i, c, counts, err);
-    else if (s->heads == KV_HEADS_DUO) st = kv_duo_heads(r->pattern, (size_t)n * U, (uint64_t)c->tokens * n * U, L, s->sinks + s->recent, counts, err);
+    if (r->first_key)
+        st = kv_first_counts(p, i, c, counts, err);
+    else if (s->heads == KV_HEADS_DUO)
+        st = kv_duo_heads(r->pattern, (size_t)n * U, (uint64_t)c->tokens * n * U, L, s->sinks + s->recent, counts, err);
     else if (s->layers == KV_LAYERS_POOL) {
         if (r->weight) free(scale), scale = NULL, st = kv_layer_scales(r, n, &scale, err);
         if (!st) kv_flat_topk(r->sorted, (size_t)n * U, m, r->weight ? scale : NULL, (uint64_t)b[0] * n * U, counts);
@@ -223,21 +242,27 @@ static kv_status item_counts(const kv_plan *p, size_t i, const kv_budget_resolve
         const float *sorted = r->sorted + (size_t)l * U * m;
         uint32_t *to = counts + (size_t)l * U;
         bool whole = b[l] > (int64_t)m || (s->skip_layers[l / 64 % 16] >> (l % 64) & 1);
-        if (!whole && (r->first_key || s->heads == KV_HEADS_DUO)) continue; /* counted above, protected entries included */
+        if (!whole && (r->first_key || s->heads == KV_HEADS_DUO))
+            continue; /* counted above, protected entries included */
         if (!whole && s->heads == KV_HEADS_SAFEGUARD) {
             if ((st = safeguard_heads(s, r, l, L, c->tokens, to, err))) goto out;
             continue;
         }
         if (!whole && s->layers != KV_LAYERS_POOL && s->layers != KV_LAYERS_LAVA_CODE) {
-            if (s->heads == KV_HEADS_TABLE) table_heads(s, r, n, l, c->tokens, p->scene->info->n_q_head, to);
-            else if (s->heads == KV_HEADS_ADA && b[l] > 0) ada_heads(s, sorted, U, m, b[l], scale, to);
-            else if (s->heads == KV_HEADS_POOL && b[l] > 0) kv_flat_topk(sorted, U, m, NULL, (uint64_t)b[l] * U, to);
+            if (s->heads == KV_HEADS_TABLE)
+                table_heads(s, r, n, l, c->tokens, p->scene->info->n_q_head, to);
+            else if (s->heads == KV_HEADS_ADA && b[l] > 0)
+                ada_heads(s, sorted, U, m, b[l], scale, to);
+            else if (s->heads == KV_HEADS_POOL && b[l] > 0)
+                kv_flat_topk(sorted, U, m, NULL, (uint64_t)b[l] * U, to);
             else
                 for (uint32_t u = 0; u < U; u++) to[u] = b[l] > 0 ? (uint32_t)b[l] : 0;
         }
         for (uint32_t u = 0; u < U; u++) {
             /* less than what is protected: the newest protected tokens stay */
-            int64_t total = s->layers == KV_LAYERS_PYRAMID_KVPRESS || s->layers == KV_LAYERS_SQUEEZE ? r->n_forced + b[l] : c->tokens;
+            int64_t total = s->layers == KV_LAYERS_PYRAMID_KVPRESS || s->layers == KV_LAYERS_SQUEEZE
+                                ? r->n_forced + b[l]
+                                : c->tokens;
             int64_t protect = total < r->n_forced ? total : r->n_forced;
             int64_t k = whole ? (int64_t)L : (int64_t)to[u] + (protect > 0 ? protect : 0);
             to[u] = k < (int64_t)L ? (uint32_t)k : L;

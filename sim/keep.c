@@ -31,8 +31,8 @@ static const char HELP[] =
     "  kv-sim keep traces/samples/prose.kvt -p snapkv -b 10% -o kept.npy\n"
     "  kv-sim keep traces/samples/prose.kvt -p cake,oracle -b 5%,20% --mask -o kept/\n";
 
-static json_t *ledger(const kv_plan *p, size_t i, const kv_budget *b, const kv_budget_resolved *c, const uint32_t *counts,
-                      bool scores)
+static json_t *ledger(const kv_plan *p, size_t i, const kv_budget *b, const kv_budget_resolved *c,
+                      const uint32_t *counts, bool scores)
 {
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];
     const kv_scene *sc = p->scene;
@@ -44,21 +44,31 @@ static json_t *ledger(const kv_plan *p, size_t i, const kv_budget *b, const kv_b
             uint32_t k = counts[(size_t)l * r->n_unit + u];
             json_array_append_new(row, json_integer(k));
             if (scores && !r->fixed && k > r->n_forced && k < sc->n_cut)
-                json_array_append_new(brow, json_real(r->sorted[((size_t)l * r->n_unit + u) * (sc->n_cut - r->n_forced) + k - r->n_forced - 1]));
-            else json_array_append_new(brow, json_null());
+                json_array_append_new(
+                    brow,
+                    json_real(
+                        r->sorted[((size_t)l * r->n_unit + u) * (sc->n_cut - r->n_forced) + k - r->n_forced - 1]));
+            else
+                json_array_append_new(brow, json_null());
         }
         json_array_append_new(slots, row);
         json_array_append_new(bound, brow);
     }
     json_t *layers = json_array();
-    for (uint32_t l = 0; l < sc->n_evict; l++) json_array_append_new(layers, json_integer(sc->info->layer[sc->evict[l]]));
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:b}", "policy", p->spec[i].row->name, "spec",
-                          p->spec[i].canonical, "verified", p->spec[i].row->verified, "budget", b->text, "budget_tokens", (int)c->tokens, "budget_frac", c->frac,
-                          "granularity", (const char *[]){"query_head", "kv_head", "layer"}[r->granularity], "layers", layers, "counts", slots, "kept_slots",
-                          (json_int_t)kept, "nominal_slots", (json_int_t)nominal, "full_slots", (json_int_t)((uint64_t)sc->n_cut * sc->n_evict * sc->info->n_kv_head), "kept_bytes",
-                          (json_int_t)(kept * sc->slot_bytes), "overspent", kept > nominal && !p->spec[i].keep_all);
-    if (scores) json_object_set_new(o, "boundary_scores", bound);
-    else json_decref(bound);
+    for (uint32_t l = 0; l < sc->n_evict; l++)
+        json_array_append_new(layers, json_integer(sc->info->layer[sc->evict[l]]));
+    json_t *o =
+        json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:b}", "policy",
+                  p->spec[i].row->name, "spec", p->spec[i].canonical, "verified", p->spec[i].row->verified, "budget",
+                  b->text, "budget_tokens", (int)c->tokens, "budget_frac", c->frac, "granularity",
+                  (const char *[]){"query_head", "kv_head", "layer"}[r->granularity], "layers", layers, "counts", slots,
+                  "kept_slots", (json_int_t)kept, "nominal_slots", (json_int_t)nominal, "full_slots",
+                  (json_int_t)((uint64_t)sc->n_cut * sc->n_evict * sc->info->n_kv_head), "kept_bytes",
+                  (json_int_t)(kept * sc->slot_bytes), "overspent", kept > nominal && !p->spec[i].keep_all);
+    if (scores)
+        json_object_set_new(o, "boundary_scores", bound);
+    else
+        json_decref(bound);
     return o;
 }
 
@@ -94,9 +104,13 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
     kv_plan plan = {0};
     uint32_t *counts = NULL;
     json_t *all = json_array();
-    kv_opt opts[] = {KV_REQUEST_OPTIONS(&rq), {"output", 'o', KV_OPT_STR, &out}, {"mask", 0, KV_OPT_FLAG, &mask},
-                     {"at-step", 0, KV_OPT_U32, &at_step}, {"scores", 0, KV_OPT_FLAG, &scores},
-                     {"help", 'h', KV_OPT_FLAG, &help}, {0}};
+    kv_opt opts[] = {KV_REQUEST_OPTIONS(&rq),
+                     {"output", 'o', KV_OPT_STR, &out},
+                     {"mask", 0, KV_OPT_FLAG, &mask},
+                     {"at-step", 0, KV_OPT_U32, &at_step},
+                     {"scores", 0, KV_OPT_FLAG, &scores},
+                     {"help", 'h', KV_OPT_FLAG, &help},
+                     {0}};
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
     if (!st && help) {
         fputs(HELP, stdout);
@@ -108,7 +122,8 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
     if (st) goto out;
     bool dir = out[strlen(out) - (*out != 0)] == '/';
     if (!dir && rq.n_spec * rq.n_budget > 1) {
-        st = kv_fail(err, KV_EMISUSE, "%zu policies x %zu budgets need a folder: -o DIR/ (with the slash)", rq.n_spec, rq.n_budget);
+        st = kv_fail(err, KV_EMISUSE, "%zu policies x %zu budgets need a folder: -o DIR/ (with the slash)", rq.n_spec,
+                     rq.n_budget);
         goto out;
     }
     if (dir && mkdir(out, 0777) && access(out, W_OK)) {
@@ -127,7 +142,8 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
         free(counts);
         st = kv_array(&counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[i]].n_unit, sizeof *counts, err);
         for (size_t b = 0; b < rq.n_budget && !st; b++) {
-            kv_budget_resolved c = kv_budget_resolve(&rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head);
+            kv_budget_resolved c =
+                kv_budget_resolve(&rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head);
             char *path = dir ? file_name(out, &rq, i, rq.budget[b].text) : kv_format("%s", out);
             st = path ? kv_plan_counts(&plan, i, &c, counts, err) : kv_fail(err, KV_ENOMEM, "out of memory");
             if (!st) st = kv_mask_write(path, &plan, i, &c, counts, mask, at_step, err);
@@ -140,7 +156,8 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
         }
     }
     if (!st) {
-        json_dumpf(rq.n_spec * rq.n_budget == 1 && !dir ? json_array_get(all, 0) : all, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+        json_dumpf(rq.n_spec * rq.n_budget == 1 && !dir ? json_array_get(all, 0) : all, stdout,
+                   JSON_COMPACT | JSON_REAL_PRECISION(9));
         putchar('\n');
         if (fflush(stdout) || ferror(stdout)) st = kv_fail(err, KV_EIO, "cannot write the ledger to stdout");
     }

@@ -12,9 +12,11 @@ kv_status kv_scene_open(const kv_trace *t, const char *cut, uint32_t decode_rows
     *s = (kv_scene){.trace = t, .info = in, .n_prompt = in->n_prompt};
     if (decode_rows) {
         if (decode_rows >= in->n_token)
-            return kv_fail(err, KV_EMISUSE, "--decode-rows %u: trace '%s' has %u tokens", decode_rows, path, in->n_token);
+            return kv_fail(err, KV_EMISUSE, "--decode-rows %u: trace '%s' has %u tokens", decode_rows, path,
+                           in->n_token);
         if (in->n_prompt != in->n_token && decode_rows != in->n_token - in->n_prompt)
-            return kv_fail(err, KV_EMISUSE, "--decode-rows %u: trace '%s' already has %u decoded rows; leave the option out",
+            return kv_fail(err, KV_EMISUSE,
+                           "--decode-rows %u: trace '%s' already has %u decoded rows; leave the option out",
                            decode_rows, path, in->n_token - in->n_prompt);
         s->n_prompt = in->n_token - decode_rows;
     }
@@ -37,7 +39,8 @@ kv_status kv_scene_open(const kv_trace *t, const char *cut, uint32_t decode_rows
         if (!in->window[i] || in->window[i] >= in->n_token) s->evict[s->n_evict++] = i;
     if (!s->n_evict) {
         kv_scene_close(s);
-        return kv_fail(err, KV_EMISSING, "trace '%s' has no layer that could evict (none recorded, or sliding windows only)", path);
+        return kv_fail(err, KV_EMISSING,
+                       "trace '%s' has no layer that could evict (none recorded, or sliding windows only)", path);
     }
     return KV_OK;
 }
@@ -51,7 +54,8 @@ void kv_scene_close(kv_scene *s)
 static kv_status floats(float **p, size_t a, size_t b, size_t c, kv_error *err)
 {
     size_t n;
-    if (!kv_mul(a, b, &n) || !kv_mul(n, c, &n)) return kv_fail(err, KV_ENOMEM, "array of %zu x %zu x %zu floats is too large", a, b, c);
+    if (!kv_mul(a, b, &n) || !kv_mul(n, c, &n))
+        return kv_fail(err, KV_ENOMEM, "array of %zu x %zu x %zu floats is too large", a, b, c);
     return kv_array(p, n, sizeof(float), err);
 }
 
@@ -79,7 +83,8 @@ static kv_status derive_colsum(const kv_layer *l, float *out, kv_error *err)
         st = kv_trace_read_f32(l->scene->trace, KV_S_Q, l->number, h, 0, l->L, q, err);
         if (st) break;
         memset(acc, 0, l->L * sizeof *acc);
-        if (!kv_attention(&shape, q, l->k + kv, l->v + kv, o, l->d, lse, NULL) || !kv_colsum(&shape, q, l->k + kv, lse, acc))
+        if (!kv_attention(&shape, q, l->k + kv, l->v + kv, o, l->d, lse, NULL) ||
+            !kv_colsum(&shape, q, l->k + kv, lse, acc))
             st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (uint32_t i = 0; i < l->L; i++) out[(size_t)h * l->L + i] = (float)acc[i];
     }
@@ -92,9 +97,17 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
 {
     const kv_trace_info *in = s->info;
     uint32_t index = s->evict[evict_index];
-    *l = (kv_layer){.scene = s, .index = index, .number = in->layer[index], .order = evict_index, .n_q_head = in->n_q_head,
-                    .n_kv_head = in->n_kv_head, .group = in->n_q_head / in->n_kv_head, .d = in->head_dim, .L = s->n_cut,
-                    .scale = in->scale, .softcap = in->softcap};
+    *l = (kv_layer){.scene = s,
+                    .index = index,
+                    .number = in->layer[index],
+                    .order = evict_index,
+                    .n_q_head = in->n_q_head,
+                    .n_kv_head = in->n_kv_head,
+                    .group = in->n_q_head / in->n_kv_head,
+                    .d = in->head_dim,
+                    .L = s->n_cut,
+                    .scale = in->scale,
+                    .softcap = in->softcap};
     kv_status st = floats(&l->k, l->n_kv_head, s->n_token, l->d, err);
     if (!st) st = floats(&l->v, l->n_kv_head, s->n_token, l->d, err);
     if (!st) st = load(l, KV_S_K, l->n_kv_head, 0, s->n_token, l->d, l->k, err);
@@ -130,7 +143,8 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
 
 void kv_layer_free(kv_layer *l)
 {
-    free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->colsum), free(l->probs);
+    free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->colsum),
+        free(l->probs);
     *l = (kv_layer){0};
 }
 

@@ -5,10 +5,10 @@
 #include "traces/trace.h"
 
 enum {
-    KV_NEED_WINDOW = 1, /* queries of the last rows before the cut */
-    KV_NEED_COLSUM = 2, /* column sums of the rows before the cut */
-    KV_NEED_FUTURE = 4, /* queries of the measured rows */
-    KV_NEED_WO = 16,    /* the output projection */
+    KV_NEED_WINDOW = 1,  /* queries of the last rows before the cut */
+    KV_NEED_COLSUM = 2,  /* column sums of the rows before the cut */
+    KV_NEED_FUTURE = 4,  /* queries of the measured rows */
+    KV_NEED_WO = 16,     /* the output projection */
     KV_NEED_QUERIES = 8, /* queries of all rows before the cut */
 };
 
@@ -16,13 +16,13 @@ enum {
 typedef struct {
     const kv_trace *trace;
     const kv_trace_info *info;
-    uint32_t n_cut;             /* L: tokens at the cut; kept sets are over positions 0..L-1, later tokens stay */
-    uint32_t n_prompt;          /* tokens before the first measured row */
-    uint32_t row_first, n_row;  /* measured rows */
-    uint32_t n_token;           /* row_first + n_row, or L when there are no rows */
-    uint32_t n_evict;           /* layers that evict (no sliding window) */
-    uint32_t *evict;            /* [n_evict] their layer indices */
-    size_t slot_bytes;          /* K and V of one token of one KV head in the trace's dtype */
+    uint32_t n_cut;            /* L: tokens at the cut; kept sets are over positions 0..L-1, later tokens stay */
+    uint32_t n_prompt;         /* tokens before the first measured row */
+    uint32_t row_first, n_row; /* measured rows */
+    uint32_t n_token;          /* row_first + n_row, or L when there are no rows */
+    uint32_t n_evict;          /* layers that evict (no sliding window) */
+    uint32_t *evict;           /* [n_evict] their layer indices */
+    size_t slot_bytes;         /* K and V of one token of one KV head in the trace's dtype */
 } kv_scene;
 
 /* cut "prompt" or "context"; decode_rows > 0 makes the last rows of a prompt-only trace the measured ones. */
@@ -31,20 +31,20 @@ void kv_scene_close(kv_scene *s);
 
 typedef struct {
     const kv_scene *scene;
-    uint32_t index, number;      /* layer index in the trace, number in the model */
-    uint32_t order;              /* position among the evicting layers */
+    uint32_t index, number; /* layer index in the trace, number in the model */
+    uint32_t order;         /* position among the evicting layers */
     uint32_t n_q_head, n_kv_head, group, d, L;
     float scale, softcap;
-    float *k, *v;                /* [n_kv_head][n_token][d] */
-    float *q_row;                /* [n_q_head][n_row][d] measured rows, or NULL */
-    uint32_t max_window;         /* rows of q_win */
-    float *q_win;                /* [n_q_head][max_window][d] rows L-max_window..L-1, or NULL */
-    float *q_all;                /* [n_q_head][L][d] all rows before the cut, or NULL */
-    float *wo;                   /* [hidden][n_q_head*d], or NULL */
-    float *colsum;               /* [n_q_head][L], or NULL */
+    float *k, *v;        /* [n_kv_head][n_token][d] */
+    float *q_row;        /* [n_q_head][n_row][d] measured rows, or NULL */
+    uint32_t max_window; /* rows of q_win */
+    float *q_win;        /* [n_q_head][max_window][d] rows L-max_window..L-1, or NULL */
+    float *q_all;        /* [n_q_head][L][d] all rows before the cut, or NULL */
+    float *wo;           /* [hidden][n_q_head*d], or NULL */
+    float *colsum;       /* [n_q_head][L], or NULL */
     /* softmax rows of a window, computed once per window length and shared by the scorers of a layer */
     uint32_t probs_window;
-    float *probs;                /* [n_q_head][probs_window][L] */
+    float *probs; /* [n_q_head][probs_window][L] */
 } kv_layer;
 
 /* Load what the needs say. A layer belongs to one thread. */

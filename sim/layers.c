@@ -26,7 +26,8 @@ static void spread(int64_t amount, int64_t sign, uint32_t n, const int64_t *limi
     for (uint32_t i = 0; i < n; i++) members += sign > 0 ? limit_by[i] < limit : limit_by[i] > limit;
     if (!members) return;
     for (uint32_t i = 0; i < n; i++)
-        if (sign > 0 ? limit_by[i] < limit : limit_by[i] > limit) b[i] += sign * (amount / members + (seen++ < amount % members));
+        if (sign > 0 ? limit_by[i] < limit : limit_by[i] > limit)
+            b[i] += sign * (amount / members + (seen++ < amount % members));
 }
 
 kv_status kv_cake_adjust(const double *x, uint32_t n, int64_t total, int64_t cap, int64_t *b, kv_error *err)
@@ -84,8 +85,8 @@ static double scatter(const float *x, const uint32_t *order, uint32_t a, uint32_
     return sum;
 }
 
-/* Classes of numbers on a line are runs of the sorted numbers: every pair of cuts is tried, the authors' k-means from random centres
- * finds the same or worse. Equal numbers are never parted. */
+/* Classes of numbers on a line are runs of the sorted numbers: every pair of cuts is tried, the authors' k-means from
+ * random centres finds the same or worse. Equal numbers are never parted. */
 kv_status kv_squeeze_classes(const float *cosine, uint32_t n, bool *similar, kv_error *err)
 {
     uint32_t *order = NULL, first = 0, distinct = n > 0;
@@ -94,7 +95,7 @@ kv_status kv_squeeze_classes(const float *cosine, uint32_t n, bool *similar, kv_
     if (!st) st = kv_array(&tail, n, sizeof *tail, err);
     if (!st && !kv_rank(n, cosine, order)) st = kv_fail(err, KV_ENOMEM, "out of memory"); /* descending */
     if (st) goto out;
-#define CUT(k) (cosine[order[(k) - 1]] != cosine[order[k]])
+#define CUT(k) (cosine[order[(k)-1]] != cosine[order[k]])
     for (uint32_t k = 1; k < n; k++) distinct += CUT(k);
     for (uint32_t b = 0; b < n; b++) tail[b] = scatter(cosine, order, b, n);
     for (uint32_t a = 1; a < n; a++) { /* order[0..a) is the class of largest cosine */

@@ -5,6 +5,7 @@
 #include "sim/commands.h"
 #include "sim/metric.h"
 #include "sim/plugin.h"
+#include "sim/schedule.h"
 #include "sim/scorer.h"
 
 static const struct {
@@ -43,8 +44,8 @@ static json_t *policy_json(const kv_policy *p, const kv_spec *s)
         if (v) json_object_set_new(params, kv_slot_describe(i).name, json_string(v));
         free(v);
     }
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:o}", "name", p->name, "summary", p->summary, "paper", p->paper, "source", p->source,
-                     "verified", p->verified, "nested", p->nested, "parameters", params);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:o}", "name", p->name, "summary", p->summary, "paper", p->paper,
+                     "source", p->source, "verified", p->verified, "nested", p->nested, "parameters", params);
 }
 
 static kv_status append_json(const char *arg, json_t *all, kv_error *err)
@@ -68,22 +69,31 @@ static kv_status print_policy(const char *name, kv_error *err)
     kv_status st = kv_spec_parse(name, &s, &n, err);
     for (size_t k = 0; k < n && !st; k++) {
         const kv_policy *p = s[k].row;
-        unsigned needs = kv_scorer_needs(&s[k]);
+        unsigned needs = kv_scorer_needs(&s[k]) | kv_decode_rules[s[k].decode].needs;
         const char *at = NULL;
         char key[48], value[256];
-        printf("%s\n  %s\n  paper     %s\n  source    %s\n  verified  %s\n  nested    %s\n", p->name, p->summary, p->paper, p->source, p->verified,
-               p->nested);
+        printf("%s\n  %s\n  paper     %s\n  source    %s\n  verified  %s\n  nested    %s\n", p->name, p->summary,
+               p->paper, p->source, p->verified, p->nested);
         if (!s[k].file) {
-            printf("  needs     %s%s%s%s%s\n  phase     one cut; every later token is kept\n", needs & KV_NEED_WINDOW ? "queries of the last prompt rows, " : "",
-                   needs & KV_NEED_COLSUM ? "column sums or all prompt queries, " : needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), " : "",
-                   kv_scorers[s[k].scorer]->future ? "the measured rows themselves (an oracle), " : "", needs & KV_NEED_WO ? "W_O, " : "", "keys and values");
-            printf("  parameters (all can be changed: %s%s:key=value,...)\n", s[k].plugin ? "plugin:" : "", s[k].plugin ? s[k].plugin->path : p->name);
+            printf("  needs     %s%s%s%s%s\n", needs & KV_NEED_WINDOW ? "queries of the last prompt rows, " : "",
+                   needs & KV_NEED_COLSUM    ? "column sums or all prompt queries, "
+                   : needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), "
+                                             : "",
+                   kv_scorers[s[k].scorer]->future ? "the measured rows themselves (an oracle), " : "",
+                   needs & KV_NEED_WO ? "W_O, " : "", "keys and values");
+            const kv_decode_rule *rule = &kv_decode_rules[s[k].decode];
+            printf("  phase     %s; %s\n", s[k].prompt_cut ? "the decode rule cuts the prompt too" : "one cut",
+                   s[k].decode ? rule->help : "every later token is kept");
+            printf("  parameters (all can be changed: %s%s:key=value,...)\n", s[k].plugin ? "plugin:" : "",
+                   s[k].plugin ? s[k].plugin->path : p->name);
         }
         while (next_own(&s[k], &at, key, value)) printf("    %-15s %-16s the plug-in's own\n", key, value);
         for (size_t i = 0; i < kv_slot_count(); i++) {
             char *v = kv_slot_value(&s[k], i);
             kv_slot_help h = kv_slot_describe(i);
-            if (v) printf("    %-15s %-16s %s%s%s%s\n", h.name, v, h.help, h.choices ? " (" : "", h.choices ? h.choices : "", h.choices ? ")" : "");
+            if (v)
+                printf("    %-15s %-16s %s%s%s%s\n", h.name, v, h.help, h.choices ? " (" : "",
+                       h.choices ? h.choices : "", h.choices ? ")" : "");
             free(v);
         }
         printf("  spec      %s\n", s[k].canonical);
@@ -100,7 +110,8 @@ kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
     kv_opt opts[] = {{"json", 0, KV_OPT_FLAG, &json}, {"help", 'h', KV_OPT_FLAG, &help}, {0}};
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
     if (!st && help) {
-        printf("usage: kv-sim policies [NAME[:key=value,..]|plugin:FILE.so] [--json]\n\n  kv-sim policies\n  kv-sim policies cake:alpha=0.2,heads=ada\n");
+        printf("usage: kv-sim policies [NAME[:key=value,..]|plugin:FILE.so] [--json]\n\n  kv-sim policies\n  kv-sim "
+               "policies cake:alpha=0.2,heads=ada\n");
     } else if (!st && json) {
         json_t *all = json_array();
         for (const kv_policy *p = kv_policies; p->name && !rest.n && !st; p++) st = append_json(p->name, all, err);
@@ -113,7 +124,8 @@ kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
         printf("%-27s %-62s %s\n", "policy", "what it keeps", "nested in the budget");
         for (const kv_policy *p = kv_policies; p->name; p++) printf("%-27s %-62s %s\n", p->name, p->summary, p->nested);
         printf("%-27s %-62s %s\n", "mask:FILE.npy", "a kept set made elsewhere", "no");
-        printf("%-27s %-62s %s\n", "plugin:./FILE.so", "a score of your own (sim/kvtrace_policy.h)", "yes with uniform layers and heads");
+        printf("%-27s %-62s %s\n", "plugin:./FILE.so", "a score of your own (sim/kvtrace_policy.h)",
+               "yes with uniform layers and heads");
         printf("\nplain names: per KV head, window inside the budget; SOURCE.NAME reproduces a code base\n");
     }
     kv_list_free(&rest);
@@ -131,9 +143,11 @@ kv_status kv_sim_metrics(int argc, char **argv, kv_error *err)
     for (int m = 0; m < KV_M_COUNT && !st && !help; m++) {
         const kv_metric_def *d = &kv_metric_defs[m];
         if (json)
-            json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:s}", "name", d->name, "unit", d->unit, "better", d->better, "formula", d->formula,
-                                                 "source", d->source));
-        else printf("%-17s %s is better, unit: %s\n                  %s\n                  source: %s\n", d->name, d->better, d->unit, d->formula, d->source);
+            json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:s}", "name", d->name, "unit", d->unit,
+                                                 "better", d->better, "formula", d->formula, "source", d->source));
+        else
+            printf("%-17s %s is better, unit: %s\n                  %s\n                  source: %s\n", d->name,
+                   d->better, d->unit, d->formula, d->source);
     }
     if (!st && json && !help) json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
     json_decref(all);
@@ -165,8 +179,9 @@ int main(int argc, char **argv)
         }
     }
     const char *near = argc > 1 ? kv_nearest(argv[1], names, N_COMMAND) : NULL;
-    kv_status st = argc > 1 ? kv_fail(&err, KV_EMISUSE, "unknown command '%s'%s%s%s; known: run keep policies metrics selftest", argv[1], near ? " (did you mean '" : "",
-                                      near ? near : "", near ? "'?)" : "")
-                            : kv_fail(&err, KV_EMISUSE, "no command; known: run keep policies metrics selftest");
+    kv_status st =
+        argc > 1 ? kv_fail(&err, KV_EMISUSE, "unknown command '%s'%s%s%s; known: run keep policies metrics selftest",
+                           argv[1], near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "")
+                 : kv_fail(&err, KV_EMISUSE, "no command; known: run keep policies metrics selftest");
     return kv_cli_exit("kv-sim", st, &err);
 }

@@ -7,27 +7,34 @@
 const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
     {"recall", "share", "higher", "R; mean over rows, query heads, layers", "design.md 4; CateKV, SampleAttention"},
     {"recall_contested", "share", "higher",
-     "sum over rows of kept mass outside F / of mass outside F, per query head, then means; F = first 4 and last 32 prompt tokens and "
+     "sum over rows of kept mass outside F / of mass outside F, per query head, then means; F = first 4 and last 32 "
+     "prompt tokens and "
      "all tokens after the cut",
      "metrics.md 1.5"},
-    {"recall_prompt", "share", "higher", "kept prompt mass / prompt mass of the row; mean over rows, query heads, layers",
-     "design.md 4"},
-    {"nats_lost", "nats", "lower", "-ln R per row, capped at 20; mean over rows, query heads, layers", "metrics.md 1.2: KL of the kept "
-                                                                                                          "distribution from the full one"},
+    {"recall_prompt", "share", "higher",
+     "kept prompt mass / prompt mass of the row; mean over rows, query heads, layers", "design.md 4"},
+    {"nats_lost", "nats", "lower", "-ln R per row, capped at 20; mean over rows, query heads, layers",
+     "metrics.md 1.2: KL of the kept "
+     "distribution from the full one"},
     {"recall_p10", "share", "higher", "0.1 quantile over (layer, query head) of the mean recall", "design.md 4"},
     {"recall_min", "share", "higher", "smallest R over rows, query heads, layers", "CRA, arXiv 2406.15486"},
-    {"head_error", "relative to ||o||", "lower", "||o - o_hat|| / ||o||; mean over rows, query heads, layers", "metrics.md 1.6 M3"},
-    {"value_distance", "relative to ||o||", "none", "||mu_E - mu_S|| / ||o|| = head_error / (1 - R), over rows that lost mass",
-     "metrics.md 1.4"},
+    {"head_error", "relative to ||o||", "lower", "||o - o_hat|| / ||o||; mean over rows, query heads, layers",
+     "metrics.md 1.6 M3"},
+    {"value_distance", "relative to ||o||", "none",
+     "||mu_E - mu_S|| / ||o|| = head_error / (1 - R), over rows that lost mass", "metrics.md 1.4"},
     {"layer_error", "relative to ||x||", "lower",
-     "||sum_h (o_h - o_hat_h) W_O[h]|| / ||x||, x the residual stream entering the block (imported traces: the layer's own output); mean over "
+     "||sum_h (o_h - o_hat_h) W_O[h]|| / ||x||, x the residual stream entering the block (imported traces: the layer's "
+     "own output); mean over "
      "rows; over layers the root of the sum of squares",
      "metrics.md 1.6 M4"},
-    {"ambiguous_share", "share", "none", "kept slots whose score equals the first dropped one's / kept slots; over layers: of all slots together",
+    {"ambiguous_share", "share", "none",
+     "kept slots whose score equals the first dropped one's / kept slots; over layers: of all slots together",
      "metrics.md 1.5: which of them stay is decided by the tie rule alone"},
     {"total_variation", "share", "lower",
-     "1/2 sum |p - p_hat| over all positions; mean over rows, query heads, layers. Stored where positions are cache slots (reindex=1): "
-     "everywhere else it is 1 - recall", "design.md 4, metrics.md 1.2"},
+     "1/2 sum |p - p_hat| over all positions; mean over rows, query heads, layers. Stored where positions are cache "
+     "slots (reindex=1): "
+     "everywhere else it is 1 - recall",
+     "design.md 4, metrics.md 1.2"},
 };
 
 static int ascending(const void *a, const void *b)
@@ -40,7 +47,8 @@ static double of_head(kv_metric_id m, const kv_head_sums *s)
 {
     switch (m) {
     case KV_M_RECALL: return s->recall / s->n;
-    case KV_M_RECALL_CONTESTED: /* numerator and denominator are two sums: 1 exactly where nothing was dropped, never above */
+    case KV_M_RECALL_CONTESTED: /* numerator and denominator are two sums: 1 exactly where nothing was dropped, never
+                                   above */
         if (!(s->contested_all > 0)) return NAN;
         return s->n_whole == s->n ? 1 : fmin(s->contested_kept / s->contested_all, 1);
     case KV_M_RECALL_PROMPT: return s->n_prompt ? s->recall_prompt / s->n_prompt : NAN;
@@ -82,8 +90,9 @@ size_t kv_metric_room(uint32_t n_layer, uint32_t n_q_head)
     return KV_M_COUNT * (1 + (size_t)n_layer * (1 + n_q_head));
 }
 
-size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const kv_tie_count *tie, const uint32_t *number, uint32_t n_layer,
-                        uint32_t n_q_head, uint32_t n_row, unsigned wanted, int detail, kv_value *out)
+size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const kv_tie_count *tie,
+                        const uint32_t *number, uint32_t n_layer, uint32_t n_q_head, uint32_t n_row, unsigned wanted,
+                        int detail, kv_value *out)
 {
     size_t n = 0;
     double *by_layer = calloc(n_layer + (size_t)n_layer * n_q_head, sizeof *by_layer), *by_head = by_layer + n_layer;
@@ -97,7 +106,8 @@ size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, con
             for (uint32_t l = 0; l < n_layer; l++) {
                 sum.tied += tie[l].tied, sum.kept += tie[l].kept;
                 if (detail >= KV_DETAIL_LAYER)
-                    out[n++] = (kv_value){m, (int32_t)number[l], -1, tie[l].kept ? (double)tie[l].tied / (double)tie[l].kept : NAN, 1};
+                    out[n++] = (kv_value){m, (int32_t)number[l], -1,
+                                          tie[l].kept ? (double)tie[l].tied / (double)tie[l].kept : NAN, 1};
             }
             out[all_at] = (kv_value){m, -1, -1, sum.kept ? (double)sum.tied / (double)sum.kept : NAN, n_layer};
             continue;
@@ -105,10 +115,13 @@ size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, con
         double square = 0;
         for (uint32_t l = 0; l < n_layer; l++) {
             for (uint32_t h = 0; h < n_q_head; h++)
-                by_head[l * n_q_head + h] = of_head(m == KV_M_RECALL_P10 ? KV_M_RECALL : (kv_metric_id)m, &head[l * n_q_head + h]);
+                by_head[l * n_q_head + h] =
+                    of_head(m == KV_M_RECALL_P10 ? KV_M_RECALL : (kv_metric_id)m, &head[l * n_q_head + h]);
             if (m == KV_M_RECALL_P10) continue;
-            if (m == KV_M_LAYER_ERROR) by_layer[l] = layer_error[l] / n_row, square += by_layer[l] * by_layer[l], used = n_row;
-            else by_layer[l] = reduce((kv_metric_id)m, by_head + l * n_q_head, n_q_head, &used);
+            if (m == KV_M_LAYER_ERROR)
+                by_layer[l] = layer_error[l] / n_row, square += by_layer[l] * by_layer[l], used = n_row;
+            else
+                by_layer[l] = reduce((kv_metric_id)m, by_head + l * n_q_head, n_q_head, &used);
             if (detail >= KV_DETAIL_LAYER) out[n++] = (kv_value){m, (int32_t)number[l], -1, by_layer[l], used};
             if (detail >= KV_DETAIL_HEAD && m != KV_M_LAYER_ERROR)
                 for (uint32_t h = 0; h < n_q_head; h++) {

@@ -1,8 +1,8 @@
 /* metric.h - the table of metrics: name, unit, better direction, formula, source, and how sums become values.
  *
- * Notation: one measured row t of query head h in layer l; p = its full-cache softmax; S = what the policy leaves visible (kept
- * prompt positions and everything after the cut); R = sum of p over S; o = sum p v; o_hat = sum_S p v / R. Identities: TV(p, p_S/R) = 1 - R,
- * KL(p_S/R || p) = -ln R, o - o_hat = (1 - R)(mu_E - mu_S). */
+ * Notation: one measured row t of query head h in layer l; p = its full-cache softmax; S = what the policy leaves
+ * visible (kept prompt positions and everything after the cut); R = sum of p over S; o = sum p v; o_hat = sum_S p v /
+ * R. Identities: TV(p, p_S/R) = 1 - R, KL(p_S/R || p) = -ln R, o - o_hat = (1 - R)(mu_E - mu_S). */
 #ifndef KV_METRIC_H
 #define KV_METRIC_H
 
@@ -31,10 +31,10 @@ extern const kv_metric_def kv_metric_defs[KV_M_COUNT];
 /* Sums over the measured rows of one (policy, budget, layer, query head). */
 typedef struct {
     double recall, nats, recall_min;
-    double recall_prompt;     /* over n_prompt rows that give the prompt any mass */
+    double recall_prompt; /* over n_prompt rows that give the prompt any mass */
     double contested_kept, contested_all;
-    double total_variation;   /* of re-rotated positions (reindex=1) only */
-    double head_error, value_distance; /* the latter over n_distance rows that lost anything */
+    double total_variation;                              /* of re-rotated positions (reindex=1) only */
+    double head_error, value_distance;                   /* the latter over n_distance rows that lost anything */
     uint32_t n, n_prompt, n_capped, n_distance, n_whole; /* n_whole: rows that saw everything */
 } kv_head_sums;
 
@@ -53,11 +53,12 @@ typedef struct {
     uint64_t tied, kept;
 } kv_tie_count;
 
-/* Values of one point, in the order metric, (all, layer, its heads, next layer ...), appended to out (room for kv_metric_room).
- * head [n_layer][n_q_head]; layer_error [n_layer] = sum over n_row rows, NULL when not measured; tie [n_layer]; number = the layers' numbers; wanted = bit per
- * metric. Returns how many were written. */
-size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const kv_tie_count *tie, const uint32_t *number, uint32_t n_layer,
-                        uint32_t n_q_head, uint32_t n_row, unsigned wanted, int detail, kv_value *out);
+/* Values of one point, in the order metric, (all, layer, its heads, next layer ...), appended to out (room for
+ * kv_metric_room). head [n_layer][n_q_head]; layer_error [n_layer] = sum over n_row rows, NULL when not measured; tie
+ * [n_layer]; number = the layers' numbers; wanted = bit per metric. Returns how many were written. */
+size_t kv_metric_values(const kv_head_sums *head, const double *layer_error, const kv_tie_count *tie,
+                        const uint32_t *number, uint32_t n_layer, uint32_t n_q_head, uint32_t n_row, unsigned wanted,
+                        int detail, kv_value *out);
 size_t kv_metric_room(uint32_t n_layer, uint32_t n_q_head);
 
 #endif

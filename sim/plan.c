@@ -15,8 +15,8 @@
 #include "sim/tables.h"
 #include "traces/npy.h"
 
-/* Protected positions of a ranking: the recent ones newest first, then sinks, then named segments, without repeats; to may be NULL.
- * Returns how many. */
+/* Protected positions of a ranking: the recent ones newest first, then sinks, then named segments, without repeats; to
+ * may be NULL. Returns how many. */
 static uint32_t forced_positions(const kv_ranking *r, uint32_t L, uint32_t *to)
 {
     const kv_spec *s = r->spec;
@@ -58,13 +58,14 @@ static kv_status preference(kv_layer *l, uint32_t window, double *H, double *V, 
     return st;
 }
 
-/* LAVa: entropy of a layer's scores, normalised over all its heads; the common divisor ln(heads * positions) is left out because only
- * shares matter. */
+/* LAVa: entropy of a layer's scores, normalised over all its heads; the common divisor ln(heads * positions) is left
+ * out because only shares matter. */
 static double spread_entropy(const kv_ranking *r, uint32_t layer, size_t m)
 {
     const float *s = r->sorted + (size_t)layer * r->n_unit * m;
     double sum = 0, e = 0;
-    for (size_t i = 0; i < r->n_unit * m; i++) sum += s[i] > 0 ? s[i] : 0; /* an entropy needs shares: negative scores count as none */
+    for (size_t i = 0; i < r->n_unit * m; i++)
+        sum += s[i] > 0 ? s[i] : 0; /* an entropy needs shares: negative scores count as none */
     for (size_t i = 0; i < r->n_unit * m; i++) {
         double p = (s[i] > 0 ? s[i] : 0) / (sum + 1e-16);
         e -= p * kv_log(p + 1e-16);
@@ -72,9 +73,10 @@ static double spread_entropy(const kv_ranking *r, uint32_t layer, size_t m)
     return e;
 }
 
-/* Whole pages instead of tokens: a page's score is the largest in it, a page with a protected token is protected; inside a page
- * positions ascend. to [L], sorted [n_item - n_forced]. */
-static kv_status page_order(const kv_ranking *r, uint32_t L, const float *score, uint32_t *to, float *sorted, kv_error *err)
+/* Whole pages instead of tokens: a page's score is the largest in it, a page with a protected token is protected;
+ * inside a page positions ascend. to [L], sorted [n_item - n_forced]. */
+static kv_status page_order(const kv_ranking *r, uint32_t L, const float *score, uint32_t *to, float *sorted,
+                            kv_error *err)
 {
     uint32_t n_item = r->n_item, page = r->spec->page, *forced = NULL, *order = NULL, n = 0, m = 0;
     float *best = NULL;
@@ -111,7 +113,8 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
     if (!st) st = kv_array(&is_forced, L, sizeof *is_forced, err);
     if (!st) st = kv_scorers[r->spec->scorer]->score(l, r->spec, score, err);
     if (!st) st = kv_value_weight(l, r->spec, l->L - (r->spec->window < l->L ? r->spec->window : l->L), score, err);
-    if (!st && r->first_key) st = kv_first_keys(l, r->spec, score, r->first_key + (size_t)l->order * r->n_unit * L, err);
+    if (!st && r->first_key)
+        st = kv_first_keys(l, r->spec, score, r->first_key + (size_t)l->order * r->n_unit * L, err);
     if (!st && r->weight) st = kv_stream_weight(l, r->spec, &r->weight[l->order], err);
     if (!st && r->want_preference)
         st = preference(l, r->spec->window, &r->entropy[l->order], &r->variance[l->order], err);
@@ -163,12 +166,16 @@ static kv_status importance_table(const kv_scene *sc, const kv_spec *s, kv_ranki
     size_t n = (size_t)sc->n_evict * sc->info->n_q_head;
     kv_status st = kv_npy_read(s->importance, &a, err);
     if (!st && (a.rank != 2 || a.shape[0] != sc->n_evict || a.shape[1] != sc->info->n_q_head || (a.kind != 'f')))
-        st = kv_fail(err, KV_EFORMAT, "importance '%s': want floats [%u layers, %u query heads]", s->importance, sc->n_evict, sc->info->n_q_head);
+        st = kv_fail(err, KV_EFORMAT, "importance '%s': want floats [%u layers, %u query heads]", s->importance,
+                     sc->n_evict, sc->info->n_q_head);
     if (!st) st = kv_array(&r->importance, n, sizeof *r->importance, err);
     double sum = 0;
     for (size_t i = 0; i < n && !st; i++) {
-        r->importance[i] = a.size == 8 ? ((double *)a.data)[i] : a.size == 4 ? (double)((float *)a.data)[i] : (double)kv_f16_to_f32(((uint16_t *)a.data)[i]);
-        if (!(r->importance[i] >= 0) || !isfinite(r->importance[i])) st = kv_fail(err, KV_EFORMAT, "importance '%s': entry %zu is not a number >= 0", s->importance, i);
+        r->importance[i] = a.size == 8   ? ((double *)a.data)[i]
+                           : a.size == 4 ? (double)((float *)a.data)[i]
+                                         : (double)kv_f16_to_f32(((uint16_t *)a.data)[i]);
+        if (!(r->importance[i] >= 0) || !isfinite(r->importance[i]))
+            st = kv_fail(err, KV_EFORMAT, "importance '%s': entry %zu is not a number >= 0", s->importance, i);
         sum += r->importance[i];
     }
     if (!st && !(sum > 0)) st = kv_fail(err, KV_EFORMAT, "importance '%s' is zero throughout", s->importance);
@@ -182,10 +189,12 @@ static kv_status pattern_table(const kv_scene *sc, const kv_spec *s, kv_ranking 
 {
     kv_npy a = {0};
     uint32_t U = sc->info->n_kv_head;
-    if (!s->pattern) return kv_fail(err, KV_EMISUSE, "policy '%s' needs pattern=FILE.npy, floats [layers, KV heads]", s->row->name);
+    if (!s->pattern)
+        return kv_fail(err, KV_EMISUSE, "policy '%s' needs pattern=FILE.npy, floats [layers, KV heads]", s->row->name);
     kv_status st = kv_table_read(sc->info, "pattern", s->pattern, U, 0, &a, err);
     if (!st) st = kv_array(&r->pattern, (size_t)sc->n_evict * U, sizeof *r->pattern, err);
-    for (uint32_t l = 0; l < sc->n_evict && !st; l++) memcpy(r->pattern + (size_t)l * U, kv_table_layer(sc->info, &a, sc->evict[l]), U * sizeof(float));
+    for (uint32_t l = 0; l < sc->n_evict && !st; l++)
+        memcpy(r->pattern + (size_t)l * U, kv_table_layer(sc->info, &a, sc->evict[l]), U * sizeof(float));
     kv_npy_free(&a);
     return st;
 }
@@ -242,7 +251,8 @@ static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *
     if (!st && s->heads == KV_HEADS_DUO) st = pattern_table(sc, s, r, err);
     if (!st && s->layers == KV_LAYERS_SQUEEZE) st = squeeze_table(sc, s, r, err);
     if (!st && s->layer_weight) st = kv_array(&r->weight, sc->n_evict, sizeof *r->weight, err);
-    if (!st && (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS)) st = kv_array(&r->first_key, n, sizeof *r->first_key, err);
+    if (!st && (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS))
+        st = kv_array(&r->first_key, n, sizeof *r->first_key, err);
     return st;
 }
 
@@ -269,7 +279,9 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
         if (spec[i].layers == KV_LAYERS_CAKE) p->needs |= KV_NEED_WINDOW;
         p->ranking[r].want_preference |= spec[i].layers == KV_LAYERS_CAKE;
         p->ranking[r].want_spread |= spec[i].layers == KV_LAYERS_LAVA || spec[i].layers == KV_LAYERS_LAVA_CODE;
-        if (spec[i].value == KV_VALUE_WO_L1 || spec[i].value == KV_VALUE_WO_SHARE || spec[i].select == KV_SELECT_TWO_STAGE || spec[i].layer_weight) p->needs |= KV_NEED_WO;
+        if (spec[i].value == KV_VALUE_WO_L1 || spec[i].value == KV_VALUE_WO_SHARE ||
+            spec[i].select == KV_SELECT_TWO_STAGE || spec[i].layer_weight)
+            p->needs |= KV_NEED_WO;
         if (spec[i].value == KV_VALUE_LOO || spec[i].select == KV_SELECT_MASS) p->needs |= KV_NEED_WINDOW;
         if (spec[i].decode) p->needs |= KV_NEED_FUTURE;
         p->needs |= kv_decode_rules[spec[i].decode].needs;
@@ -292,7 +304,8 @@ void kv_plan_free(kv_plan *p)
 {
     for (size_t r = 0; r < p->n_ranking; r++) {
         kv_ranking *k = &p->ranking[r];
-        free(k->order), free(k->sorted), free(k->fixed), free(k->at), free(k->seen), free(k->entropy), free(k->variance), free(k->spread), free(k->importance), free(k->segment);
+        free(k->order), free(k->sorted), free(k->fixed), free(k->at), free(k->seen), free(k->entropy),
+            free(k->variance), free(k->spread), free(k->importance), free(k->segment);
         free(k->pattern), free(k->similar), free(k->weight), free(k->first_key);
     }
     free(p->ranking), free(p->ranking_of);

@@ -1,8 +1,8 @@
 /* replay.h - what kept sets do to attention: one pass over the layers for every (policy, budget) of a plan.
  *
- * Points that share a ranking share the attention pass along it (kv_prefix: all checkpoints for about the price of one); the error
- * through W_O is one product per point. Layers are independent tasks, sums are taken in a fixed order, so the numbers do
- * not depend on the number of threads. */
+ * Points that share a ranking share the attention pass along it (kv_prefix: all checkpoints for about the price of
+ * one); the error through W_O is one product per point. Layers are independent tasks, sums are taken in a fixed order,
+ * so the numbers do not depend on the number of threads. */
 #ifndef KV_REPLAY_H
 #define KV_REPLAY_H
 
@@ -10,10 +10,10 @@
 #include "sim/plan.h"
 
 typedef struct {
-    size_t spec;        /* index into the plan's specs */
-    size_t budget;      /* the caller's label */
+    size_t spec;   /* index into the plan's specs */
+    size_t budget; /* the caller's label */
     kv_budget_resolved c;
-    uint32_t *counts;   /* [n_evict][n_unit]; for policies with schedules the replay fills in what the cut left */
+    uint32_t *counts; /* [n_evict][n_unit]; for policies with schedules the replay fills in what the cut left */
 } kv_point;
 
 /* Entries of all units of a layer that a row can attend to: summed over the measured rows, and the largest. */
@@ -29,8 +29,9 @@ typedef struct {
     bool own_output;     /* layer_error is relative to the layer's own output: the trace has no ||x|| */
 } kv_replay;
 
-/* wanted = bit per kv_metric_id. The counts of scheduled points are written. tick(ctx, layers done) is called after each layer, from any thread (NULL = no). KV_EMISSING when the trace has no
- * measured rows; KV_EINTERRUPTED after a signal. */
+/* wanted = bit per kv_metric_id. The counts of scheduled points are written. tick(ctx, layers done) is called after
+ * each layer, from any thread (NULL = no). KV_EMISSING when the trace has no measured rows; KV_EINTERRUPTED after a
+ * signal. */
 kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, unsigned wanted, uint32_t threads,
                         void (*tick)(void *ctx, size_t done), void *ctx, kv_replay *out, kv_error *err);
 void kv_replay_free(kv_replay *r);

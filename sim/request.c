@@ -29,9 +29,11 @@ kv_status kv_request_resolve(kv_request *r, kv_error *err)
     if (!r->policies.n) return kv_fail(err, KV_EMISUSE, "no policy: give -p NAME (see `kv-sim policies`)");
     if (!r->budgets.n) return kv_fail(err, KV_EMISUSE, "no budget: give -b 5%%,512 or -b auto");
     if (!r->cut) r->cut = "prompt";
-    if (strcmp(r->cut, "prompt") && strcmp(r->cut, "context")) return kv_fail(err, KV_EMISUSE, "--cut '%s': want prompt or context", r->cut);
+    if (strcmp(r->cut, "prompt") && strcmp(r->cut, "context"))
+        return kv_fail(err, KV_EMISUSE, "--cut '%s': want prompt or context", r->cut);
     for (size_t i = 0; i < r->policies.n && !st; i++) st = kv_spec_parse(r->policies.v[i], &r->spec, &r->n_spec, err);
-    for (size_t i = 0; i < r->budgets.n && !st; i++) st = kv_budget_parse(r->budgets.v[i], &r->budget, &r->n_budget, err);
+    for (size_t i = 0; i < r->budgets.n && !st; i++)
+        st = kv_budget_parse(r->budgets.v[i], &r->budget, &r->n_budget, err);
     for (size_t i = 0; i < r->n_spec && !st; i++) {
         kv_spec *s = &r->spec[i];
         char seed[32];
@@ -57,8 +59,10 @@ kv_status kv_request_resolve(kv_request *r, kv_error *err)
             }
     for (size_t i = 0; i < r->n_budget && !st; i++)
         for (size_t k = i + 1; k < r->n_budget;)
-            if (strcmp(r->budget[i].text, r->budget[k].text)) k++;
-            else memmove(&r->budget[k], &r->budget[k + 1], (--r->n_budget - k) * sizeof *r->budget);
+            if (strcmp(r->budget[i].text, r->budget[k].text))
+                k++;
+            else
+                memmove(&r->budget[k], &r->budget[k + 1], (--r->n_budget - k) * sizeof *r->budget);
     return st;
 }
 

@@ -21,7 +21,9 @@ struct kv_results {
 static kv_status fail(kv_results *r, const char *what, kv_error *err)
 {
     int code = sqlite3_errcode(r->db);
-    const char *hint = code == SQLITE_BUSY ? " (another program is writing to it; try again)" : code == SQLITE_FULL ? " (disk full)" : "";
+    const char *hint = code == SQLITE_BUSY   ? " (another program is writing to it; try again)"
+                       : code == SQLITE_FULL ? " (disk full)"
+                                             : "";
     return kv_fail(err, KV_EIO, "cannot %s results database '%s': %s%s", what, r->path, sqlite3_errmsg(r->db), hint);
 }
 
@@ -47,7 +49,8 @@ static kv_status pragma(kv_results *r, const char *name, int64_t *out, kv_error 
 
 static kv_status prepare(kv_results *r, const char *sql, sqlite3_stmt **s, kv_error *err)
 {
-    return sqlite3_prepare_v3(r->db, sql, -1, SQLITE_PREPARE_PERSISTENT, s, NULL) == SQLITE_OK ? KV_OK : fail(r, "write", err);
+    return sqlite3_prepare_v3(r->db, sql, -1, SQLITE_PREPARE_PERSISTENT, s, NULL) == SQLITE_OK ? KV_OK
+                                                                                               : fail(r, "write", err);
 }
 
 kv_status kv_results_open(const char *path, kv_results **out, kv_error *err)
@@ -76,12 +79,14 @@ kv_status kv_results_open(const char *path, kv_results **out, kv_error *err)
         st = prepare(r, "SELECT count(*) FROM sqlite_schema", &any, err);
         bool empty = !st && sqlite3_step(any) == SQLITE_ROW && sqlite3_column_int(any, 0) == 0;
         sqlite3_finalize(any);
-        if (!st && !empty) st = kv_fail(err, KV_EFORMAT, "'%s' is an SQLite database of something else; choose another --db", path);
+        if (!st && !empty)
+            st = kv_fail(err, KV_EFORMAT, "'%s' is an SQLite database of something else; choose another --db", path);
         if (!st) st = exec(r, SCHEMA, "create", err);
     } else if (app != APPLICATION_ID) {
         st = kv_fail(err, KV_EFORMAT, "'%s' is an SQLite database of something else; choose another --db", path);
     } else if (version != USER_VERSION) {
-        st = kv_fail(err, KV_EFORMAT, "results database '%s' has schema %lld, this program writes schema %d; choose another --db", path,
+        st = kv_fail(err, KV_EFORMAT,
+                     "results database '%s' has schema %lld, this program writes schema %d; choose another --db", path,
                      (long long)version, USER_VERSION);
     }
     if (!st) st = exec(r, "COMMIT", "create", err);
@@ -89,16 +94,21 @@ kv_status kv_results_open(const char *path, kv_results **out, kv_error *err)
     if (!st) st = prepare(r, "DELETE FROM run WHERE run_id = ?1", &r->drop, err);
     if (!st)
         st = prepare(r,
-                     "INSERT INTO run (run_id, trace_id, policy, spec, verified, budget, budget_tokens, budget_frac, granularity, page, "
-                     "cut, protect, rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, full_bytes, overspent, seed, "
-                     "detail, wanted, build, wall_s) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+                     "INSERT INTO run (run_id, trace_id, policy, spec, verified, budget, budget_tokens, budget_frac, "
+                     "granularity, page, "
+                     "cut, protect, rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, full_bytes, "
+                     "overspent, seed, "
+                     "detail, wanted, build, wall_s) VALUES "
+                     "(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
                      "?21,?22,?23,?24,?25)",
                      &r->run, err);
     if (!st) st = prepare(r, "INSERT INTO metric VALUES (?1,?2,?3,?4,-1,?5,?6)", &r->metric, err);
     if (!st) st = prepare(r, "INSERT INTO slots VALUES (?1,?2,?3,?4,?5)", &r->slots, err);
 out:
-    if (st) kv_results_close(r);
-    else *out = r;
+    if (st)
+        kv_results_close(r);
+    else
+        *out = r;
     return st;
 }
 
@@ -167,17 +177,24 @@ kv_status kv_results_trace(kv_results *r, const kv_trace *t, const kv_scene *sc,
         if (!(layers = more)) st = kv_fail(err, KV_ENOMEM, "out of memory");
     }
     if (!st)
-        st = prepare(r, "INSERT INTO trace (sha256, name, model, arch, prompt, category, prompt_tokens, decode_tokens, layers, "
-                        "q_heads, kv_heads, head_dim) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12) ON CONFLICT (sha256) DO UPDATE SET "
-                        "name = name RETURNING trace_id", &s, err);
+        st = prepare(
+            r,
+            "INSERT INTO trace (sha256, name, model, arch, prompt, category, prompt_tokens, decode_tokens, layers, "
+            "q_heads, kv_heads, head_dim) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12) ON CONFLICT (sha256) DO "
+            "UPDATE SET "
+            "name = name RETURNING trace_id",
+            &s, err);
     if (!st) {
         text(s, 1, kv_trace_content_sha256(t)), text(s, 2, name), text(s, 3, in->model), text(s, 4, in->arch);
         text(s, 5, in->prompt_id ? in->prompt_id : name), text(s, 6, in->category ? in->category : "");
         sqlite3_bind_int64(s, 7, in->n_prompt), sqlite3_bind_int64(s, 8, in->n_token - in->n_prompt);
         text(s, 9, layers);
-        sqlite3_bind_int64(s, 10, in->n_q_head), sqlite3_bind_int64(s, 11, in->n_kv_head), sqlite3_bind_int64(s, 12, in->head_dim);
-        if (sqlite3_step(s) == SQLITE_ROW) *trace_id = sqlite3_column_int64(s, 0);
-        else st = fail(r, "write to", err);
+        sqlite3_bind_int64(s, 10, in->n_q_head), sqlite3_bind_int64(s, 11, in->n_kv_head),
+            sqlite3_bind_int64(s, 12, in->head_dim);
+        if (sqlite3_step(s) == SQLITE_ROW)
+            *trace_id = sqlite3_column_int64(s, 0);
+        else
+            st = fail(r, "write to", err);
     }
     sqlite3_finalize(s);
     free(name), free(layers);
@@ -193,13 +210,18 @@ static const char *unit_of(const kv_run *run, int m)
 static kv_status metric_names(kv_results *r, const kv_run *run, int64_t *id, kv_error *err)
 {
     sqlite3_stmt *s = NULL;
-    kv_status st = prepare(r, "INSERT INTO metric_name (name, unit, better) VALUES (?1,?2,?3) ON CONFLICT DO UPDATE SET name = name "
-                              "RETURNING metric_id", &s, err);
+    kv_status st =
+        prepare(r,
+                "INSERT INTO metric_name (name, unit, better) VALUES (?1,?2,?3) ON CONFLICT DO UPDATE SET name = name "
+                "RETURNING metric_id",
+                &s, err);
     for (int m = 0; m < KV_M_COUNT && !st; m++) {
         if (!(run->wanted >> m & 1)) continue;
         text(s, 1, kv_metric_defs[m].name), text(s, 2, unit_of(run, m)), text(s, 3, kv_metric_defs[m].better);
-        if (sqlite3_step(s) == SQLITE_ROW) id[m] = sqlite3_column_int64(s, 0);
-        else st = fail(r, "write to", err);
+        if (sqlite3_step(s) == SQLITE_ROW)
+            id[m] = sqlite3_column_int64(s, 0);
+        else
+            st = fail(r, "write to", err);
         sqlite3_reset(s);
     }
     sqlite3_finalize(s);
@@ -221,11 +243,13 @@ kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_
     text(s, 1, run->run_id), sqlite3_bind_int64(s, 2, trace_id), text(s, 3, run->spec->row->name);
     text(s, 4, run->spec->canonical), text(s, 5, run->spec->row->verified), text(s, 6, run->budget->text);
     sqlite3_bind_int64(s, 7, run->c.tokens), sqlite3_bind_double(s, 8, run->c.frac), text(s, 9, run->granularity);
-    sqlite3_bind_int64(s, 10, run->page), text(s, 11, run->cut), text(s, 12, protect), sqlite3_bind_int64(s, 13, run->rows);
+    sqlite3_bind_int64(s, 10, run->page), text(s, 11, run->cut), text(s, 12, protect),
+        sqlite3_bind_int64(s, 13, run->rows);
     sqlite3_bind_int64(s, 14, (int64_t)run->kept_slots), sqlite3_bind_int64(s, 15, (int64_t)run->kept_bytes);
     sqlite3_bind_double(s, 16, run->mean_bytes), sqlite3_bind_int64(s, 17, (int64_t)run->peak_bytes);
     sqlite3_bind_int64(s, 18, (int64_t)run->nominal_bytes), sqlite3_bind_double(s, 19, run->full_bytes);
-    sqlite3_bind_int64(s, 20, run->kept_slots > run->nominal_slots && !run->spec->keep_all), sqlite3_bind_int64(s, 21, (int64_t)run->seed);
+    sqlite3_bind_int64(s, 20, run->kept_slots > run->nominal_slots && !run->spec->keep_all),
+        sqlite3_bind_int64(s, 21, (int64_t)run->seed);
     sqlite3_bind_int64(s, 22, run->detail), sqlite3_bind_int64(s, 23, run->wanted), text(s, 24, kv_build_id());
     sqlite3_bind_double(s, 25, run->wall_s);
     st = step(r, s, err);
@@ -235,8 +259,10 @@ kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_
         sqlite3_bind_int64(r->metric, 1, id);
         sqlite3_bind_int64(r->metric, 2, metric_id[v->metric]);
         sqlite3_bind_int(r->metric, 3, v->layer), sqlite3_bind_int(r->metric, 4, v->head);
-        if (isfinite(v->value)) sqlite3_bind_double(r->metric, 5, v->value);
-        else sqlite3_bind_null(r->metric, 5);
+        if (isfinite(v->value))
+            sqlite3_bind_double(r->metric, 5, v->value);
+        else
+            sqlite3_bind_null(r->metric, 5);
         sqlite3_bind_int64(r->metric, 6, v->n);
         st = step(r, r->metric, err);
     }

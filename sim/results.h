@@ -1,5 +1,5 @@
-/* results.h - results.db (schema.sql). One writer at a time waits for another; every trace's new runs are one transaction,
- * so a killed sweep leaves whole runs and nothing else. */
+/* results.h - results.db (schema.sql). One writer at a time waits for another; every trace's new runs are one
+ * transaction, so a killed sweep leaves whole runs and nothing else. */
 #ifndef KV_RESULTS_H
 #define KV_RESULTS_H
 

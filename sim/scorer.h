@@ -8,9 +8,9 @@
 typedef struct {
     const char *name, *help;
     const char *params; /* parameters it reads beyond `granularity`, "window row_reduce ..." */
-    unsigned needs; /* KV_NEED_*: which data the layer must load */
-    bool windowed;  /* the window's rows are the observation and its positions are not scored */
-    bool future;    /* reads rows after the cut: an oracle, never a policy one could run */
+    unsigned needs;     /* KV_NEED_*: which data the layer must load */
+    bool windowed;      /* the window's rows are the observation and its positions are not scored */
+    bool future;        /* reads rows after the cut: an oracle, never a policy one could run */
     /* score[unit][position], units of s->granularity, positions 0..L-1 (the protected ones are ignored). Deterministic:
      * EXACT kernels and fixed-order double sums only. */
     kv_status (*score)(kv_layer *l, const kv_spec *s, float *score, kv_error *err);
@@ -19,8 +19,28 @@ typedef struct {
 extern const kv_scorer *const kv_scorers[];
 extern const size_t kv_n_scorers;
 
-#define KV_SCORER_LIST(X) X(recency) X(random) X(knorm) X(window) X(colsum) X(future) \
-    X(keydiff) X(lag) X(cur) X(noncausal) X(expected) X(expected_stats) X(capkv) X(rkv) X(maxclamp) X(qfilter) X(random_protected) X(plugin)
+/* clang-format off */
+#define KV_SCORER_LIST(X) \
+    X(recency) \
+    X(random) \
+    X(knorm) \
+    X(window) \
+    X(colsum) \
+    X(future) \
+    X(keydiff) \
+    X(lag) \
+    X(cur) \
+    X(noncausal) \
+    X(expected) \
+    X(expected_stats) \
+    X(capkv) \
+    X(rkv) \
+    X(maxclamp) \
+    X(qfilter) \
+    X(random_protected) \
+    X(plugin) \
+    /* one name a line */
+/* clang-format on */
 
 /* KV_NEED_* of a policy's scorer, a plug-in's own among them. */
 unsigned kv_scorer_needs(const kv_spec *s);
@@ -29,11 +49,11 @@ unsigned kv_scorer_needs(const kv_spec *s);
 /* Units of a layer at a granularity, and the query heads that unit u reads: heads first..first+count-1. */
 uint32_t kv_unit_count(const kv_layer *l, uint32_t granularity);
 void kv_unit_heads(const kv_layer *l, uint32_t granularity, uint32_t u, uint32_t *first, uint32_t *count);
-/* From one value per (query head, position) to units: pooling over positions 0..n-1 and the group reduction, in the order of
- * s->pool_first. per_head is [n_q_head][L] and is overwritten; score is [units][L]. */
+/* From one value per (query head, position) to units: pooling over positions 0..n-1 and the group reduction, in the
+ * order of s->pool_first. per_head is [n_q_head][L] and is overwritten; score is [units][L]. */
 kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *per_head, float *score, kv_error *err);
-/* x[0..n) smoothed in place; tmp holds n floats. avg divides by the kernel also at the ends (torch counts the zero padding); max takes
- * the neighbours there are. */
+/* x[0..n) smoothed in place; tmp holds n floats. avg divides by the kernel also at the ends (torch counts the zero
+ * padding); max takes the neighbours there are. */
 void kv_pool(uint32_t pooling, uint32_t kernel, size_t n, float *x, float *tmp);
 /* The same for values per KV head: copied to query heads, or averaged over the layer. per_kv is [n_kv_head][L]. */
 void kv_spread_kv(const kv_layer *l, const kv_spec *s, const float *per_kv, float *score);

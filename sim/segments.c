@@ -34,15 +34,23 @@ kv_status kv_segment_tokens(const kv_trace *t, const char *name, uint32_t n, boo
     if (!st && !strcmp(name, "question") && info->question.end) mark(&m, info->question.start, info->question.end);
     json_array_foreach(json_object_get(json_object_get(extra, "prompt"), "segments"), i, seg)
     {
-        const char *kind = json_string_value(json_object_get(seg, "kind")), *title = json_string_value(json_object_get(seg, "title"));
+        const char *kind = json_string_value(json_object_get(seg, "kind")),
+                   *title = json_string_value(json_object_get(seg, "title"));
         if (!st && ((kind && !strcmp(kind, name)) || (title && !strcmp(title, name))))
-            mark(&m, json_integer_value(json_object_get(seg, "start")), json_integer_value(json_object_get(seg, "end")));
-        if (kind && !strstr(known, kind)) used += (size_t)snprintf(known + used, sizeof known - used > 64 ? 64 : 0, "%s%.60s", used ? ", " : "", kind);
+            mark(&m, json_integer_value(json_object_get(seg, "start")),
+                 json_integer_value(json_object_get(seg, "end")));
+        if (kind && !strstr(known, kind))
+            used +=
+                (size_t)snprintf(known + used, sizeof known - used > 64 ? 64 : 0, "%s%.60s", used ? ", " : "", kind);
         if (used > 180) break;
     }
     if (!st && !m.hits)
-        st = kv_fail(err, KV_EMISSING, "trace '%s' has no segment '%s'; it has%s%s%s%s", kv_trace_path(t), name, info->n_evidence ? " evidence" : "",
-                     info->question.end ? " question" : "", *known ? " " : info->n_evidence || info->question.end ? "" : " none", known);
+        st = kv_fail(err, KV_EMISSING, "trace '%s' has no segment '%s'; it has%s%s%s%s", kv_trace_path(t), name,
+                     info->n_evidence ? " evidence" : "", info->question.end ? " question" : "",
+                     *known                                   ? " "
+                     : info->n_evidence || info->question.end ? ""
+                                                              : " none",
+                     known);
     json_decref(extra);
     free(offset);
     return st;

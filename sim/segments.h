@@ -1,4 +1,5 @@
-/* segments.h - named parts of the prompt as tokens: the prompt set's segments (by kind or title), "evidence", "question". */
+/* segments.h - named parts of the prompt as tokens: the prompt set's segments (by kind or title), "evidence",
+ * "question". */
 #ifndef KV_SEGMENTS_H
 #define KV_SEGMENTS_H
 

@@ -14,8 +14,8 @@ static kv_status projected_norms(const kv_layer *l, double *nu, kv_error *err)
     kv_status st = kv_array(&one, l->L, sizeof *one, err);
     for (uint32_t q = 0; q < l->n_q_head && !st; q++) {
         double *to = nu + (size_t)(q / l->group) * l->L;
-        if (!kv_project_l1(l->L, l->d, l->scene->info->hidden, l->v + (size_t)(q / l->group) * l->scene->n_token * l->d, l->wo + (size_t)q * l->d,
-                           (size_t)l->n_q_head * l->d, one))
+        if (!kv_project_l1(l->L, l->d, l->scene->info->hidden, l->v + (size_t)(q / l->group) * l->scene->n_token * l->d,
+                           l->wo + (size_t)q * l->d, (size_t)l->n_q_head * l->d, one))
             st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (uint32_t i = 0; i < l->L && !st; i++) to[i] += one[i] / l->group;
     }
@@ -31,9 +31,11 @@ static double value_norm(const kv_layer *l, uint32_t kv, uint32_t i, bool l1)
     return l1 ? s : sqrt(s);
 }
 
-/* Leave one out (CAOTE, arXiv 2504.14051; policies.md 1.2): dropping position i alone moves the output of a row by a_i / (1 - a_i) *
- * ||o - v_i||. a is the mean row of the window, o what it gives. The factor of a unit is the mean of ||o - v_i|| / (1 - a_i) over its
- * query heads, weighted by their a_i, so that the group mean of a times the factor is exactly the group mean of the errors. */
+/* Leave one out (CAOTE, arXiv 2504.14051; policies.md 1.2): dropping position i alone moves the output of a row by a_i
+ * / (1 - a_i) *
+ * ||o - v_i||. a is the mean row of the window, o what it gives. The factor of a unit is the mean of ||o - v_i|| / (1 -
+ * a_i) over its query heads, weighted by their a_i, so that the group mean of a times the factor is exactly the group
+ * mean of the errors. */
 static kv_status leave_one_out(kv_layer *l, const kv_spec *s, uint32_t n, float *score, kv_error *err)
 {
     uint32_t L = l->L, d = l->d, w = s->window < L ? s->window : L;
@@ -130,7 +132,8 @@ kv_status kv_value_weight(kv_layer *l, const kv_spec *s, uint32_t n, float *scor
 kv_status kv_chunk_order(const kv_layer *l, const kv_spec *s, const float *score, uint32_t *order, float *sorted,
                          kv_error *err)
 {
-    uint32_t L = l->L, len = s->chunk_length, n = (L + len - 1) / len, U = kv_unit_count(l, s->granularity), w = s->window < L ? s->window : L, m = 0;
+    uint32_t L = l->L, len = s->chunk_length, n = (L + len - 1) / len, U = kv_unit_count(l, s->granularity),
+             w = s->window < L ? s->window : L, m = 0;
     float *mean = NULL, top = -INFINITY;
     uint32_t *best = NULL;
     kv_status st = kv_array(&mean, n, sizeof *mean, err);
@@ -147,7 +150,8 @@ kv_status kv_chunk_order(const kv_layer *l, const kv_spec *s, const float *score
     }
     if (!st && !kv_rank(n, mean, best)) st = kv_fail(err, KV_ENOMEM, "out of memory");
     for (uint32_t c = 0; c < n && !st; c++)
-        for (uint32_t i = best[c] * len; i < L && i < (best[c] + 1) * len; i++) sorted[m] = mean[best[c]], order[m++] = i;
+        for (uint32_t i = best[c] * len; i < L && i < (best[c] + 1) * len; i++)
+            sorted[m] = mean[best[c]], order[m++] = i;
     free(mean), free(best);
     return st;
 }
@@ -161,7 +165,8 @@ uint32_t kv_chunk_count(const kv_spec *s, const uint32_t *order, uint32_t L, dou
 }
 
 /* ------------------------------------------------------------------------------------------------ two stages */
-kv_status kv_select_two_stage(const kv_plan *p, size_t i, const uint32_t *counts, kv_layer *l, int32_t *at, kv_error *err)
+kv_status kv_select_two_stage(const kv_plan *p, size_t i, const uint32_t *counts, kv_layer *l, int32_t *at,
+                              kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];
@@ -177,15 +182,18 @@ kv_status kv_select_two_stage(const kv_plan *p, size_t i, const uint32_t *counts
     if (!st) st = kv_array(&in, L, sizeof *in, err);
     if (!st) st = projected_norms(l, nu, err);
     for (uint32_t u = 0; u < r->n_unit && !st; u++)
-        if (m && r->sorted[((size_t)l->order * r->n_unit + u) * m] > top) top = r->sorted[((size_t)l->order * r->n_unit + u) * m];
+        if (m && r->sorted[((size_t)l->order * r->n_unit + u) * m] > top)
+            top = r->sorted[((size_t)l->order * r->n_unit + u) * m];
     for (uint32_t u = 0; u < r->n_unit && !st; u++) {
         const uint32_t *order = r->order + ((size_t)l->order * r->n_unit + u) * L;
         const float *sorted = r->sorted + ((size_t)l->order * r->n_unit + u) * m;
-        uint32_t count = counts[(size_t)l->order * r->n_unit + u], first = (uint32_t)(count * s->first_stage_ratio), n = 0;
+        uint32_t count = counts[(size_t)l->order * r->n_unit + u], first = (uint32_t)(count * s->first_stage_ratio),
+                 n = 0;
         memset(in, 0, L * sizeof *in);
         for (uint32_t k = 0; k < first; k++) in[order[k]] = true, n++;
         for (uint32_t k = 0; k < L; k++)
-            key[order[k]] = (float)(((k < nf ? top + 1 : sorted[k - nf]) + (float)s->epsilon) * nu[(size_t)u * L + order[k]]);
+            key[order[k]] =
+                (float)(((k < nf ? top + 1 : sorted[k - nf]) + (float)s->epsilon) * nu[(size_t)u * L + order[k]]);
         if (!kv_rank(L, key, second)) st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (uint32_t k = 0; k < L && n < count; k++)
             if (!in[second[k]]) in[second[k]] = true, n++;
@@ -220,7 +228,8 @@ static void key_diversity(const kv_layer *l, uint32_t h, uint32_t n, const uint3
     }
 }
 
-kv_status kv_select_blocks(const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_layer *l, int32_t *at, kv_error *err)
+kv_status kv_select_blocks(const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_layer *l, int32_t *at,
+                           kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
     uint32_t L = l->L, C = c->tokens, *idx = NULL, *order = NULL, *next = NULL;

@@ -12,7 +12,8 @@
 static const char HELP[] =
     "usage: kv-sim run TRACE.. -p POLICY[,..] -b BUDGET[,..] --db results.db [options]\n"
     "\n"
-    "Replays every policy at every budget against the recorded attention and stores recall and output error by layer and\n"
+    "Replays every policy at every budget against the recorded attention and stores recall and output error by layer "
+    "and\n"
     "head. Runs that are in the database already are not computed again; a killed sweep leaves whole runs.\n"
     "\n"
     "  -p, --policy P        policies, e.g. snapkv,cake:alpha=0.2 (see `kv-sim policies`); repeatable\n"
@@ -66,8 +67,8 @@ static kv_status resolve(options *o, kv_error *err)
             char bad[64];
             snprintf(bad, sizeof bad, "%.*s", (int)(n < 60 ? n : 60), p);
             const char *near = kv_nearest(bad, names, KV_M_COUNT);
-            return kv_fail(err, KV_EMISUSE, "--metrics: unknown metric '%s'%s%s%s; `kv-sim metrics` lists them", bad, near ? " (did you mean '" : "",
-                           near ? near : "", near ? "'?)" : "");
+            return kv_fail(err, KV_EMISUSE, "--metrics: unknown metric '%s'%s%s%s; `kv-sim metrics` lists them", bad,
+                           near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
         }
         o->wanted |= 1u << m;
         p += n + (p[n] == ',');
@@ -86,9 +87,12 @@ static kv_status resolve(options *o, kv_error *err)
 }
 
 /* What decides the numbers, and the budget's label: "5%" and "16" may be the same tokens, and are two rows. */
-static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget *b, const kv_budget_resolved *c, char out[33])
+static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget *b,
+                   const kv_budget_resolved *c, char out[33])
 {
-    char hex[65], *text = kv_format("kvtrace run 1\n%s\n%s\n%s\n%s\n%u\n%.17g\n%u\n", kv_trace_content_sha256(sc->trace), s->canonical, cut, b->text, c->tokens, c->real, sc->n_row);
+    char hex[65],
+        *text = kv_format("kvtrace run 1\n%s\n%s\n%s\n%s\n%u\n%.17g\n%u\n", kv_trace_content_sha256(sc->trace),
+                          s->canonical, cut, b->text, c->tokens, c->real, sc->n_row);
     kv_sha256 h;
     kv_sha256_init(&h);
     kv_sha256_update(&h, text ? text : "", text ? strlen(text) : 0);
@@ -126,20 +130,25 @@ static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const 
 {
     uint64_t *print = NULL;
     kv_status st = kv_array(&print, n, sizeof *print, err);
-    for (size_t i = 0; i < n && !st; i++) print[i] = kv_schedule_used(p, point[i].spec) ? i : kv_plan_fingerprint(p, point[i].spec, point[i].counts);
+    for (size_t i = 0; i < n && !st; i++)
+        print[i] = kv_schedule_used(p, point[i].spec) ? i : kv_plan_fingerprint(p, point[i].spec, point[i].counts);
     for (size_t a = 0; a < p->n_spec && !st; a++)
         for (size_t b = a + 1; b < p->n_spec; b++) {
             size_t same = 0, differ = 0;
             for (size_t i = 0; i < n; i++)
                 for (size_t k = 0; k < n && point[i].spec == a; k++) {
                     if (point[k].spec != b || point[k].budget != point[i].budget) continue;
-                    uint32_t least = p->ranking[p->ranking_of[a]].n_forced, other = p->ranking[p->ranking_of[b]].n_forced;
-                    bool chosen = point[i].c.tokens < p->scene->n_cut && point[i].c.tokens > (least > other ? least : other);
+                    uint32_t least = p->ranking[p->ranking_of[a]].n_forced,
+                             other = p->ranking[p->ranking_of[b]].n_forced;
+                    bool chosen =
+                        point[i].c.tokens < p->scene->n_cut && point[i].c.tokens > (least > other ? least : other);
                     if (chosen) *(print[i] == print[k] ? &same : &differ) += 1;
                 }
             if (same && !differ)
-                fprintf(stderr, "kv-sim: note: %s and %s kept the same sets at every budget of '%s' (%zu): is a parameter without effect?\n", p->spec[a].canonical,
-                        p->spec[b].canonical, path, same);
+                fprintf(stderr,
+                        "kv-sim: note: %s and %s kept the same sets at every budget of '%s' (%zu): is a parameter "
+                        "without effect?\n",
+                        p->spec[a].canonical, p->spec[b].canonical, path, same);
         }
     free(print);
     return st;
@@ -173,13 +182,17 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         bool used = false;
         if (!in_shard(o, &sc, &o->rq.spec[i])) continue;
         for (size_t b = 0; b < o->rq.n_budget && !st; b++) {
-            kv_point p = {.spec = n_spec, .budget = b,
-                          .c = kv_budget_resolve(&o->rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
+            kv_point p = {
+                .spec = n_spec,
+                .budget = b,
+                .c = kv_budget_resolve(&o->rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
             bool has;
             run_id(&sc, &o->rq.spec[i], o->rq.cut, &o->rq.budget[b], &p.c, id[n_point]);
             st = kv_results_has(db, id[n_point], o->detail, o->wanted, &has, err);
-            if (has) o->n_old++;
-            else point[n_point++] = p, used = true;
+            if (has)
+                o->n_old++;
+            else
+                point[n_point++] = p, used = true;
         }
         if (used) spec[n_spec++] = o->rq.spec[i];
     }
@@ -187,7 +200,8 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     bar = kv_progress_start(path, sc.n_evict, "layers");
     st = kv_plan_build(&sc, spec, n_spec, o->jobs, &plan, err);
     for (size_t i = 0; i < n_point && !st; i++) {
-        st = kv_array(&point[i].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[point[i].spec]].n_unit, sizeof(uint32_t), err);
+        st = kv_array(&point[i].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[point[i].spec]].n_unit,
+                      sizeof(uint32_t), err);
         if (!st) st = kv_plan_counts(&plan, point[i].spec, &point[i].c, point[i].counts, err);
     }
     if (!st) st = kv_replay_run(&plan, point, n_point, o->wanted, o->jobs, tick, bar, &rp, err);
@@ -206,11 +220,25 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         /* tokens after the cut: one slot per KV head and layer, per query head where heads are stored repeated */
         uint64_t per_token = (uint64_t)sc.n_evict * (rk->granularity == KV_GRAN_QUERY_HEAD ? Hkv * g : Hkv);
         double later = sc.n_row ? (double)(sc.row_first - sc.n_cut) + (sc.n_row + 1) / 2.0 : 0;
-        kv_run run = {.spec = &spec[point[i].spec], .budget = &o->rq.budget[point[i].budget], .c = point[i].c, .cut = o->rq.cut,
-                      .protect = o->rq.protect, .page = o->rq.page ? o->rq.page : 1, .rows = sc.n_row, .seed = o->rq.seed, .detail = o->detail, .wanted = o->wanted,
-                      .granularity = (const char *[]){"query_head", "kv_head", "layer"}[rk->granularity], .counts = point[i].counts,
-                      .number = number, .n_layer = sc.n_evict, .n_unit = rk->n_unit, .value = value, .own_output = rp.own_output,
-                      .entry_bytes = sc.slot_bytes * (rk->granularity == KV_GRAN_LAYER ? Hkv : 1), .wall_s = wall / (double)n_point};
+        kv_run run = {.spec = &spec[point[i].spec],
+                      .budget = &o->rq.budget[point[i].budget],
+                      .c = point[i].c,
+                      .cut = o->rq.cut,
+                      .protect = o->rq.protect,
+                      .page = o->rq.page ? o->rq.page : 1,
+                      .rows = sc.n_row,
+                      .seed = o->rq.seed,
+                      .detail = o->detail,
+                      .wanted = o->wanted,
+                      .granularity = (const char *[]){"query_head", "kv_head", "layer"}[rk->granularity],
+                      .counts = point[i].counts,
+                      .number = number,
+                      .n_layer = sc.n_evict,
+                      .n_unit = rk->n_unit,
+                      .value = value,
+                      .own_output = rp.own_output,
+                      .entry_bytes = sc.slot_bytes * (rk->granularity == KV_GRAN_LAYER ? Hkv : 1),
+                      .wall_s = wall / (double)n_point};
         memcpy(run.run_id, id[i], sizeof run.run_id);
         run.kept_slots = kv_plan_slots(&plan, point[i].spec, point[i].counts);
         run.nominal_slots = (uint64_t)point[i].c.tokens * sc.n_evict * Hkv;
@@ -227,13 +255,18 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
             }
         }
         run.full_bytes = (sc.n_cut + later) * (double)sc.n_evict * Hkv * (double)sc.slot_bytes;
-        for (uint32_t l = 0; l < sc.n_evict; l++) kv_plan_ambiguous(&plan, point[i].spec, point[i].counts, l, &tie[l].tied, &tie[l].kept);
-        /* total variation is 1 - recall, and the distance of the means a quotient of the two errors, unless keys were rotated anew */
+        for (uint32_t l = 0; l < sc.n_evict; l++)
+            kv_plan_ambiguous(&plan, point[i].spec, point[i].counts, l, &tie[l].tied, &tie[l].kept);
+        /* total variation is 1 - recall, and the distance of the means a quotient of the two errors, unless keys were
+         * rotated anew */
         unsigned shown = o->wanted & ~(1u << (run.spec->reindex ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
-        run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head, rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL,
-                                       tie, number, sc.n_evict, sc.info->n_q_head, sc.n_row, shown, o->detail, value);
-        if (!run.n_value && shown) st = kv_fail(err, KV_ENOMEM, "out of memory");
-        else st = kv_results_put(db, trace_id, &run, err);
+        run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head,
+                                       rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL, tie, number, sc.n_evict,
+                                       sc.info->n_q_head, sc.n_row, shown, o->detail, value);
+        if (!run.n_value && shown)
+            st = kv_fail(err, KV_ENOMEM, "out of memory");
+        else
+            st = kv_results_put(db, trace_id, &run, err);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
     if (!st) o->n_new += n_point;
@@ -270,10 +303,15 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     kv_list rest = {0};
     kv_results *db = NULL;
     bool help = false;
-    kv_opt opts[] = {KV_REQUEST_OPTIONS(&o.rq), {"db", 0, KV_OPT_STR, &o.db}, {"jobs", 'j', KV_OPT_U32, &o.jobs},
-                     {"metrics", 0, KV_OPT_STR, &o.metrics}, {"detail", 0, KV_OPT_STR, &o.detail_name},
-                     {"shard", 0, KV_OPT_STR, &o.shard}, {"backend", 0, KV_OPT_STR, &o.backend},
-                     {"help", 'h', KV_OPT_FLAG, &help}, {0}};
+    kv_opt opts[] = {KV_REQUEST_OPTIONS(&o.rq),
+                     {"db", 0, KV_OPT_STR, &o.db},
+                     {"jobs", 'j', KV_OPT_U32, &o.jobs},
+                     {"metrics", 0, KV_OPT_STR, &o.metrics},
+                     {"detail", 0, KV_OPT_STR, &o.detail_name},
+                     {"shard", 0, KV_OPT_STR, &o.shard},
+                     {"backend", 0, KV_OPT_STR, &o.backend},
+                     {"help", 'h', KV_OPT_FLAG, &help},
+                     {0}};
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
     if (!st && help) {
         fputs(HELP, stdout);
@@ -287,9 +325,13 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     for (size_t i = 0; i < rest.n && !st; i++) {
         st = run_trace(&o, db, rest.v[i], err);
         if (st == KV_EINTERRUPTED)
-            st = kv_fail(err, KV_EINTERRUPTED, "interrupted; %zu new runs are stored in '%s', the same command goes on from there", o.n_new, o.db);
+            st = kv_fail(err, KV_EINTERRUPTED,
+                         "interrupted; %zu new runs are stored in '%s', the same command goes on from there", o.n_new,
+                         o.db);
     }
-    if (!st) fprintf(stderr, "kv-sim: %zu new run%s, %zu already there, in '%s'\n", o.n_new, o.n_new == 1 ? "" : "s", o.n_old, o.db);
+    if (!st)
+        fprintf(stderr, "kv-sim: %zu new run%s, %zu already there, in '%s'\n", o.n_new, o.n_new == 1 ? "" : "s",
+                o.n_old, o.db);
 out:
     kv_results_close(db);
     kv_request_free(&o.rq);

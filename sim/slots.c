@@ -6,7 +6,19 @@
 #include "sim/scorer.h"
 #include "traces/cli.h"
 
-typedef enum { T_CHOICE, T_U32, T_F64, T_U64, T_BOOL, T_LAYERS, T_PYRAMID, T_SCORER, T_FILE, T_RECENT, T_BASE } slot_type;
+typedef enum {
+    T_CHOICE,
+    T_U32,
+    T_F64,
+    T_U64,
+    T_BOOL,
+    T_LAYERS,
+    T_PYRAMID,
+    T_SCORER,
+    T_FILE,
+    T_RECENT,
+    T_BASE
+} slot_type;
 enum { R_RANK = 1, R_COUNT = 2 }; /* what the parameter determines: the ranking, the counts */
 
 typedef struct {
@@ -20,71 +32,432 @@ typedef struct {
 
 #define AT(f) offsetof(kv_spec, f)
 static const slot SLOTS[] = {
-    {"alpha", {"floor", "floor_alpha", "alpha_safeguard"}, T_F64, AT(alpha), 0, 1, R_COUNT, 0, "share of a head's budget that is uniform (heads=ada); select=spans-first: share of the slots that spans get"},
-    {"beta", {0}, T_F64, AT(beta), 1, 100000, R_COUNT, 0, "pyramid: the last layer gets B/beta; heads=table: B/beta of every budget is shared"},
-    {"base", {0}, T_BASE, AT(scorer), 0, 0, 0, 0, "score the press wraps (kvpress's name): snapkv or keydiff, as the row has it"},
-    {"bin", {0}, T_U32, AT(bin), 0, 1u << 20, R_COUNT, 0, "what decode= drops waits, still visible, until so many leave together; 0: it leaves at once"},
+    {"alpha",
+     {"floor", "floor_alpha", "alpha_safeguard"},
+     T_F64,
+     AT(alpha),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "share of a head's budget that is uniform (heads=ada); select=spans-first: share of the slots that spans get"},
+    {"beta",
+     {0},
+     T_F64,
+     AT(beta),
+     1,
+     100000,
+     R_COUNT,
+     0,
+     "pyramid: the last layer gets B/beta; heads=table: B/beta of every budget is shared"},
+    {"base",
+     {0},
+     T_BASE,
+     AT(scorer),
+     0,
+     0,
+     0,
+     0,
+     "score the press wraps (kvpress's name): snapkv or keydiff, as the row has it"},
+    {"bin",
+     {0},
+     T_U32,
+     AT(bin),
+     0,
+     1u << 20,
+     R_COUNT,
+     0,
+     "what decode= drops waits, still visible, until so many leave together; 0: it leaves at once"},
     {"block_size", {0}, T_U32, AT(block_size), 1, 1u << 20, R_COUNT, 0, "tokens appended at a time (select=blocks)"},
-    {"cascading", {0}, T_BOOL, AT(cascading), 0, 1, R_COUNT, 0, "1: budgets recomputed after every layer, cut layers never grow back; 0: one shot"},
-    {"chunk_length", {0}, T_U32, AT(chunk_length), 1, 1u << 20, R_RANK | R_COUNT, 0, "tokens of a chunk (select=chunks) or span (select=spans-first)"},
+    {"cascading",
+     {0},
+     T_BOOL,
+     AT(cascading),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "1: budgets recomputed after every layer, cut layers never grow back; 0: one shot"},
+    {"chunk_length",
+     {0},
+     T_U32,
+     AT(chunk_length),
+     1,
+     1u << 20,
+     R_RANK | R_COUNT,
+     0,
+     "tokens of a chunk (select=chunks) or span (select=spans-first)"},
     {"chunk_size", {0}, T_U32, AT(chunk_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=noncausal)"},
-    {"cosine", {0}, T_FILE, AT(cosine), 0, 0, R_RANK, 0, "cosine between the residual stream before and after attention, .npy [layers] (layers=squeeze)"},
+    {"cosine",
+     {0},
+     T_FILE,
+     AT(cosine),
+     0,
+     0,
+     R_RANK,
+     0,
+     "cosine between the residual stream before and after attention, .npy [layers] (layers=squeeze)"},
     {"cov", {0}, T_FILE, AT(cov_file), 0, 0, R_RANK, 0, "query covariances, .npy [layers, query heads, d, d]"},
-    {"cover", {0}, T_U32, AT(cover), 1, 1024, R_RANK | R_COUNT, 0, "heads of a layer that keep each span (select=spans-first)"},
-    {"decode", {0}, T_CHOICE, AT(decode), 0, 0, R_COUNT, "keep|tova|streaming|h2o|cake|h2o-mask|rkv|vatp", "what leaves after each decoded row"},
+    {"cover",
+     {0},
+     T_U32,
+     AT(cover),
+     1,
+     1024,
+     R_RANK | R_COUNT,
+     0,
+     "heads of a layer that keep each span (select=spans-first)"},
+    {"decode",
+     {0},
+     T_CHOICE,
+     AT(decode),
+     0,
+     0,
+     R_COUNT,
+     "keep|tova|streaming|h2o|cake|h2o-mask|rkv|vatp",
+     "what leaves after each decoded row"},
     {"epsilon", {0}, T_F64, AT(epsilon), 0, 1000, R_RANK | R_COUNT, 0, "added to a score before it is weighted"},
-    {"every", {0}, T_U32, AT(every), 1, 1u << 20, R_COUNT, 0, "decode= evicts every so many decoded rows (decode=rkv: processed tokens)"},
-    {"filters", {0}, T_FILE, AT(filters), 0, 0, R_RANK, 0, "filter of each head, .npy [layers, KV heads, head size] (score=qfilter)"},
-    {"first_stage_ratio", {0}, T_F64, AT(first_stage_ratio), 0, 1, R_COUNT, 0, "share of the budget filled by the plain score (select=two-stage)"},
-    {"gamma", {0}, T_F64, AT(gamma), 0, 1000000, R_RANK, 0, "weight of the variance over rows (row_reduce=mean+gamma*var)"},
-    {"granularity", {0}, T_CHOICE, AT(granularity), 0, 0, R_RANK | R_COUNT, "query_head|kv_head|layer", "what has a kept set of its own"},
-    {"group_reduce", {0}, T_CHOICE, AT(group_reduce), 0, 0, R_RANK, "none|mean|max|sum|all", "how the query heads of a unit are combined; all = mean over every head of the layer"},
-    {"guard", {0}, T_CHOICE, AT(guard), 0, 0, R_COUNT, "none|window|beyond", "nothing is evicted while L <= C (none), L <= C + window (window), L < C (beyond)"},
-    {"heads", {0}, T_CHOICE, AT(heads), 0, 0, R_COUNT, "uniform|ada|pool|safeguard|table|duo", "how a layer's slots are split over its units"},
-    {"heavy_ratio", {0}, T_F64, AT(heavy_ratio), 0, 1, R_COUNT, 0, "heavy hitters as a share of the prompt (decode=h2o-mask)"},
-    {"importance", {0}, T_FILE, AT(importance), 0, 0, R_RANK, 0, "importance of each head, .npy [layers, query heads] (heads=table)"},
+    {"every",
+     {0},
+     T_U32,
+     AT(every),
+     1,
+     1u << 20,
+     R_COUNT,
+     0,
+     "decode= evicts every so many decoded rows (decode=rkv: processed tokens)"},
+    {"filters",
+     {0},
+     T_FILE,
+     AT(filters),
+     0,
+     0,
+     R_RANK,
+     0,
+     "filter of each head, .npy [layers, KV heads, head size] (score=qfilter)"},
+    {"first_stage_ratio",
+     {0},
+     T_F64,
+     AT(first_stage_ratio),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "share of the budget filled by the plain score (select=two-stage)"},
+    {"gamma",
+     {0},
+     T_F64,
+     AT(gamma),
+     0,
+     1000000,
+     R_RANK,
+     0,
+     "weight of the variance over rows (row_reduce=mean+gamma*var)"},
+    {"granularity",
+     {0},
+     T_CHOICE,
+     AT(granularity),
+     0,
+     0,
+     R_RANK | R_COUNT,
+     "query_head|kv_head|layer",
+     "what has a kept set of its own"},
+    {"group_reduce",
+     {0},
+     T_CHOICE,
+     AT(group_reduce),
+     0,
+     0,
+     R_RANK,
+     "none|mean|max|sum|all",
+     "how the query heads of a unit are combined; all = mean over every head of the layer"},
+    {"guard",
+     {0},
+     T_CHOICE,
+     AT(guard),
+     0,
+     0,
+     R_COUNT,
+     "none|window|beyond",
+     "nothing is evicted while L <= C (none), L <= C + window (window), L < C (beyond)"},
+    {"heads",
+     {0},
+     T_CHOICE,
+     AT(heads),
+     0,
+     0,
+     R_COUNT,
+     "uniform|ada|pool|safeguard|table|duo",
+     "how a layer's slots are split over its units"},
+    {"heavy_ratio",
+     {0},
+     T_F64,
+     AT(heavy_ratio),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "heavy hitters as a share of the prompt (decode=h2o-mask)"},
+    {"importance",
+     {0},
+     T_FILE,
+     AT(importance),
+     0,
+     0,
+     R_RANK,
+     0,
+     "importance of each head, .npy [layers, query heads] (heads=table)"},
     {"keep_all", {0}, T_BOOL, AT(keep_all), 0, 1, R_COUNT, 0, "1: the budget is ignored, nothing is evicted"},
     {"kernel", {0}, T_U32, AT(kernel), 1, 999, R_RANK, 0, "pooling width, odd"},
     {"lag_size", {0}, T_U32, AT(lag_size), 1, 1u << 20, R_RANK, 0, "tokens of a chunk (score=lag)"},
-    {"layer_weight", {0}, T_CHOICE, AT(layer_weight), 0, 0, R_RANK, "none|stream", "layers=pool: factor on a layer's scores; stream = mean norm of v W_O / norm of the residual stream"},
-    {"layers", {0}, T_CHOICE, AT(layers), 0, 0, R_COUNT, "uniform|pyramid-kvf|pyramid-ffy0|pyramid-kvpress|cake|pool|lava|lava-code|squeeze", "how many slots each layer gets"},
-    {"leverage_type", {0}, T_CHOICE, AT(leverage_type), 0, 0, R_RANK, "kv_product", "how key and value leverage are combined (score=cur); the other kinds of kvpress are not here"},
+    {"layer_weight",
+     {0},
+     T_CHOICE,
+     AT(layer_weight),
+     0,
+     0,
+     R_RANK,
+     "none|stream",
+     "layers=pool: factor on a layer's scores; stream = mean norm of v W_O / norm of the residual stream"},
+    {"layers",
+     {0},
+     T_CHOICE,
+     AT(layers),
+     0,
+     0,
+     R_COUNT,
+     "uniform|pyramid-kvf|pyramid-ffy0|pyramid-kvpress|cake|pool|lava|lava-code|squeeze",
+     "how many slots each layer gets"},
+    {"leverage_type",
+     {0},
+     T_CHOICE,
+     AT(leverage_type),
+     0,
+     0,
+     R_RANK,
+     "kv_product",
+     "how key and value leverage are combined (score=cur); the other kinds of kvpress are not here"},
     {"local_window", {0}, T_U32, AT(local_window), 1, 1u << 20, R_RANK, 0, "tokens of a local window (score=cur)"},
     {"mean", {0}, T_FILE, AT(mean_file), 0, 0, R_RANK, 0, "query means before RoPE, .npy [layers, query heads, d]"},
     {"mix_lambda", {0}, T_F64, AT(mix_lambda), 0, 1, R_RANK, 0, "weight of attention against redundancy (score=rkv)"},
     {"n_future", {0}, T_U32, AT(n_future), 1, 1u << 20, R_RANK, 0, "future positions the rotation is averaged over"},
     {"normalize", {0}, T_BOOL, AT(normalize), 0, 1, R_COUNT, 0, "1: heads compete with scores times their top-B share"},
-    {"p", {0}, T_F64, AT(squeeze), 0, 1, R_COUNT, 0, "share of its even budget that a layer keeps which attention changes least (layers=squeeze)"},
-    {"page", {0}, T_U32, AT(page), 1, 4096, R_RANK | R_COUNT, 0, "tokens of a page; whole pages are kept or dropped, a page's score is the largest in it"},
-    {"pattern", {0}, T_FILE, AT(pattern), 0, 0, R_RANK, 0, "how much each head needs everything, .npy [layers, KV heads] (heads=duo)"},
-    {"per_row", {0}, T_BOOL, AT(per_row), 0, 1, R_RANK, 0, "1: column sums divided by the number of rows that see the column"},
+    {"p",
+     {0},
+     T_F64,
+     AT(squeeze),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "share of its even budget that a layer keeps which attention changes least (layers=squeeze)"},
+    {"page",
+     {0},
+     T_U32,
+     AT(page),
+     1,
+     4096,
+     R_RANK | R_COUNT,
+     0,
+     "tokens of a page; whole pages are kept or dropped, a page's score is the largest in it"},
+    {"pattern",
+     {0},
+     T_FILE,
+     AT(pattern),
+     0,
+     0,
+     R_RANK,
+     0,
+     "how much each head needs everything, .npy [layers, KV heads] (heads=duo)"},
+    {"per_row",
+     {0},
+     T_BOOL,
+     AT(per_row),
+     0,
+     1,
+     R_RANK,
+     0,
+     "1: column sums divided by the number of rows that see the column"},
     {"pool_first", {0}, T_BOOL, AT(pool_first), 0, 1, R_RANK, 0, "1: pooling before the group reduction"},
     {"pooling", {0}, T_CHOICE, AT(pooling), 0, 0, R_RANK, "none|avgpool|maxpool", "smoothing over positions"},
-    {"prompt_cut", {0}, T_CHOICE, AT(prompt_cut), 0, 0, R_COUNT, "score|rule", "what cuts the prompt: score and allocation, or the decode rule itself"},
-    {"protect_recent", {0}, T_U32, AT(protect_recent), 0, 1u << 27, R_RANK | R_COUNT, 0, "newest positions kept first, inside the budget"},
-    {"protect_segment", {0}, T_FILE, AT(protect_segment), 0, 0, R_RANK | R_COUNT, 0, "part of the prompt kept first, inside the budget: a segment's kind or title, evidence, question"},
-    {"protect_sink", {0}, T_U32, AT(protect_sink), 0, 1u << 27, R_RANK | R_COUNT, 0, "first positions kept first, inside the budget"},
-    {"pyramid", {0}, T_PYRAMID, AT(layers), 0, 1, 0, 0, "1 is layers=pyramid-ffy0, 0 is layers=uniform (name used by FFY0)"},
-    {"recent", {0}, T_RECENT, AT(recent), 0, 1u << 27, R_COUNT, 0, "newest entries a decode rule protects, half = C/2; heads=duo: recent tokens of a streaming head"},
-    {"recent_ratio", {0}, T_F64, AT(recent_ratio), 0, 1, R_COUNT, 0, "recent entries as a share of the prompt (decode=h2o-mask)"},
-    {"reindex", {0}, T_BOOL, AT(reindex), 0, 1, R_COUNT, 0, "1: positions are cache slots, so scores of moved keys are rotated anew (decode=streaming)"},
-    {"retain_direction", {0}, T_CHOICE, AT(retain_direction), 0, 0, R_RANK, "last|first", "which similar key of a row counts as the kept one (score=rkv)"},
-    {"row_reduce", {0}, T_CHOICE, AT(row_reduce), 0, 0, R_RANK, "sum|mean|mean+gamma*var|max", "how the rows of the window are combined"},
+    {"prompt_cut",
+     {0},
+     T_CHOICE,
+     AT(prompt_cut),
+     0,
+     0,
+     R_COUNT,
+     "score|rule",
+     "what cuts the prompt: score and allocation, or the decode rule itself"},
+    {"protect_recent",
+     {0},
+     T_U32,
+     AT(protect_recent),
+     0,
+     1u << 27,
+     R_RANK | R_COUNT,
+     0,
+     "newest positions kept first, inside the budget"},
+    {"protect_segment",
+     {0},
+     T_FILE,
+     AT(protect_segment),
+     0,
+     0,
+     R_RANK | R_COUNT,
+     0,
+     "part of the prompt kept first, inside the budget: a segment's kind or title, evidence, question"},
+    {"protect_sink",
+     {0},
+     T_U32,
+     AT(protect_sink),
+     0,
+     1u << 27,
+     R_RANK | R_COUNT,
+     0,
+     "first positions kept first, inside the budget"},
+    {"pyramid",
+     {0},
+     T_PYRAMID,
+     AT(layers),
+     0,
+     1,
+     0,
+     0,
+     "1 is layers=pyramid-ffy0, 0 is layers=uniform (name used by FFY0)"},
+    {"recent",
+     {0},
+     T_RECENT,
+     AT(recent),
+     0,
+     1u << 27,
+     R_COUNT,
+     0,
+     "newest entries a decode rule protects, half = C/2; heads=duo: recent tokens of a streaming head"},
+    {"recent_ratio",
+     {0},
+     T_F64,
+     AT(recent_ratio),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "recent entries as a share of the prompt (decode=h2o-mask)"},
+    {"reindex",
+     {0},
+     T_BOOL,
+     AT(reindex),
+     0,
+     1,
+     R_COUNT,
+     0,
+     "1: positions are cache slots, so scores of moved keys are rotated anew (decode=streaming)"},
+    {"retain_direction",
+     {0},
+     T_CHOICE,
+     AT(retain_direction),
+     0,
+     0,
+     R_RANK,
+     "last|first",
+     "which similar key of a row counts as the kept one (score=rkv)"},
+    {"row_reduce",
+     {0},
+     T_CHOICE,
+     AT(row_reduce),
+     0,
+     0,
+     R_RANK,
+     "sum|mean|mean+gamma*var|max",
+     "how the rows of the window are combined"},
     {"score", {0}, T_SCORER, AT(scorer), 0, 0, R_RANK | R_COUNT, 0, "the scorer"},
-    {"scores", {0}, T_CHOICE, AT(scores), 0, 0, R_COUNT, "renorm|raw", "weights of a decoded row: over what is live, or the recorded ones"},
+    {"scores",
+     {0},
+     T_CHOICE,
+     AT(scores),
+     0,
+     0,
+     R_COUNT,
+     "renorm|raw",
+     "weights of a decoded row: over what is live, or the recorded ones"},
     {"seed", {0}, T_U64, AT(seed), 0, 0, R_RANK, 0, "seed of score=random"},
-    {"select", {0}, T_CHOICE, AT(select), 0, 0, R_RANK | R_COUNT, "prefix|chunks|two-stage|blocks|mass-first|spans-first", "how a kept set is taken from scores"},
-    {"sinks", {0}, T_U32, AT(sinks), 0, 1u << 27, R_RANK, 0, "first positions that score above all others (score=recency)"},
-    {"skip_layers", {0}, T_LAYERS, AT(skip_layers), 0, 1023, R_COUNT, 0, "layers that are never cut, by position among the evicting layers: 0+1, none"},
+    {"select",
+     {0},
+     T_CHOICE,
+     AT(select),
+     0,
+     0,
+     R_RANK | R_COUNT,
+     "prefix|chunks|two-stage|blocks|mass-first|spans-first",
+     "how a kept set is taken from scores"},
+    {"sinks",
+     {0},
+     T_U32,
+     AT(sinks),
+     0,
+     1u << 27,
+     R_RANK,
+     0,
+     "first positions that score above all others (score=recency)"},
+    {"skip_layers",
+     {0},
+     T_LAYERS,
+     AT(skip_layers),
+     0,
+     1023,
+     R_COUNT,
+     0,
+     "layers that are never cut, by position among the evicting layers: 0+1, none"},
     {"tau", {0}, T_F64, AT(tau), 0, 1000, R_RANK, 0, "sharpness of the anchor weights (score=capkv)"},
-    {"tau_table", {0}, T_CHOICE, AT(tau_table), 0, 0, R_COUNT, "none|llama3.1-8b|llama2-7b|llama2-13b|mistral-0.3-7b|qwen2.5-7b", "CAKE's scripts: tau by model at C = 1024 and 128, 1.0 elsewhere"},
+    {"tau_table",
+     {0},
+     T_CHOICE,
+     AT(tau_table),
+     0,
+     0,
+     R_COUNT,
+     "none|llama3.1-8b|llama2-7b|llama2-13b|mistral-0.3-7b|qwen2.5-7b",
+     "CAKE's scripts: tau by model at C = 1024 and 128, 1.0 elsewhere"},
     {"tau1", {0}, T_F64, AT(tau1), 0, 1000, R_COUNT, 0, "CAKE: entropy enters as H^(1/tau1)"},
     {"tau2", {0}, T_F64, AT(tau2), 0, 1000, R_COUNT, 0, "CAKE: variance enters as V^(1/tau2)"},
-    {"use_covariance", {0}, T_BOOL, AT(use_covariance), 0, 1, R_RANK, 0, "1: the covariance term of expected attention"},
+    {"use_covariance",
+     {0},
+     T_BOOL,
+     AT(use_covariance),
+     0,
+     1,
+     R_RANK,
+     0,
+     "1: the covariance term of expected attention"},
     {"use_vnorm", {0}, T_BOOL, AT(use_vnorm), 0, 1, R_RANK, 0, "1: times the norm of the value"},
-    {"value", {0}, T_CHOICE, AT(value), 0, 0, R_RANK, "none|norm|head-max-l1|wo-l1|wo-share|loo", "value term the score is multiplied with"},
-    {"window", {0}, T_U32, AT(window), 0, 1u << 20, R_RANK | R_COUNT, 0, "last rows that observe; their positions are protected inside the budget"},
-    {"window_share", {0}, T_CHOICE, AT(window_share), 0, 0, R_RANK, "code|paper", "what lowers the 0.9 of select=mass-first: attention on the last columns before the window (code), on the window (paper)"},
+    {"value",
+     {0},
+     T_CHOICE,
+     AT(value),
+     0,
+     0,
+     R_RANK,
+     "none|norm|head-max-l1|wo-l1|wo-share|loo",
+     "value term the score is multiplied with"},
+    {"window",
+     {0},
+     T_U32,
+     AT(window),
+     0,
+     1u << 20,
+     R_RANK | R_COUNT,
+     0,
+     "last rows that observe; their positions are protected inside the budget"},
+    {"window_share",
+     {0},
+     T_CHOICE,
+     AT(window_share),
+     0,
+     0,
+     R_RANK,
+     "code|paper",
+     "what lowers the 0.9 of select=mass-first: attention on the last columns before the window (code), on the window "
+     "(paper)"},
 };
 #define N_SLOT (sizeof SLOTS / sizeof *SLOTS)
 
@@ -169,10 +542,12 @@ static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *er
     case T_LAYERS: return set_layers(s, v, err);
     case T_BASE: /* a statement about the row, not a choice */
         if (strcmp(v, s->select == KV_SELECT_BLOCKS ? "keydiff" : "snapkv"))
-            return kv_fail(err, KV_EMISUSE, "base='%s': policy '%s' wraps %s; change its slots instead", v, s->row->name, s->select == KV_SELECT_BLOCKS ? "keydiff" : "snapkv");
+            return kv_fail(err, KV_EMISUSE, "base='%s': policy '%s' wraps %s; change its slots instead", v,
+                           s->row->name, s->select == KV_SELECT_BLOCKS ? "keydiff" : "snapkv");
         return KV_OK;
     case T_RECENT:
-        if (strcmp(v, "half") && (!kv_parse_u64(v, &u) || u > d->hi)) return kv_fail(err, KV_EMISUSE, "%s='%s': want a whole number or half", d->name, v);
+        if (strcmp(v, "half") && (!kv_parse_u64(v, &u) || u > d->hi))
+            return kv_fail(err, KV_EMISUSE, "%s='%s': want a whole number or half", d->name, v);
         *(uint32_t *)to = strcmp(v, "half") ? (uint32_t)u : KV_RECENT_HALF;
         return KV_OK;
     case T_FILE:
@@ -203,8 +578,9 @@ kv_status kv_spec_set(kv_spec *s, const char *name, const char *value, kv_error 
         if (hit) return set_slot(s, &SLOTS[i], value, err);
     }
     const char *near = kv_nearest(name, names, N_SLOT);
-    return kv_fail(err, KV_EMISUSE, "unknown parameter '%s' of policy '%s'%s%s%s; `kv-sim policies %s%s` lists them", name,
-                   s->row->name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "", s->plugin ? "plugin:" : "", s->plugin ? s->plugin->path : s->row->name);
+    return kv_fail(err, KV_EMISUSE, "unknown parameter '%s' of policy '%s'%s%s%s; `kv-sim policies %s%s` lists them",
+                   name, s->row->name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "",
+                   s->plugin ? "plugin:" : "", s->plugin ? s->plugin->path : s->row->name);
 }
 
 /* `name` is a word of the list `words`. */
@@ -220,11 +596,13 @@ static bool listed(const char *words, const char *name)
 static bool matters(const kv_spec *s, const slot *d)
 {
     const char *n = d->name;
-    bool pyramid = s->layers == KV_LAYERS_PYRAMID_KVF || s->layers == KV_LAYERS_PYRAMID_FFY0 || s->layers == KV_LAYERS_PYRAMID_KVPRESS;
+    bool pyramid = s->layers == KV_LAYERS_PYRAMID_KVF || s->layers == KV_LAYERS_PYRAMID_FFY0 ||
+                   s->layers == KV_LAYERS_PYRAMID_KVPRESS;
     if (s->file || d->type == T_PYRAMID || d->type == T_BASE) return false; /* `pyramid` is another name of layers= */
     if (!strcmp(n, "protect_segment")) return s->protect_segment != NULL;
     if (!strcmp(n, "page")) return s->page > 1;
-    if (!strcmp(n, "keep_all") || !strcmp(n, "guard") || !strncmp(n, "protect", 7)) return *(const uint32_t *)((const char *)s + d->at) != 0;
+    if (!strcmp(n, "keep_all") || !strcmp(n, "guard") || !strncmp(n, "protect", 7))
+        return *(const uint32_t *)((const char *)s + d->at) != 0;
     if (!strcmp(n, "granularity")) return true;
     if (s->keep_all) return false;
     if (!strcmp(n, "score") || !strcmp(n, "heads") || !strcmp(n, "layers")) return true;
@@ -233,13 +611,16 @@ static bool matters(const kv_spec *s, const slot *d)
             if (s->skip_layers[i]) return true;
         return false;
     }
-    if (!strcmp(n, "value") || !strcmp(n, "select") || !strcmp(n, "decode") || !strcmp(n, "bin") || !strcmp(n, "prompt_cut") || !strcmp(n, "reindex"))
+    if (!strcmp(n, "value") || !strcmp(n, "select") || !strcmp(n, "decode") || !strcmp(n, "bin") ||
+        !strcmp(n, "prompt_cut") || !strcmp(n, "reindex"))
         return *(const uint32_t *)((const char *)s + d->at) != 0;
     if (!strcmp(n, "every")) return s->every > 1;
     if (!strcmp(n, "recent") && s->heads == KV_HEADS_DUO) return true;
     if (s->decode && listed(kv_decode_rules[s->decode].params, n)) return true;
     if (!strcmp(n, "window") && (s->window || s->layers == KV_LAYERS_CAKE)) return true;
-    if (!strcmp(n, "alpha")) return s->heads == KV_HEADS_ADA || s->heads == KV_HEADS_SAFEGUARD || s->layers == KV_LAYERS_LAVA_CODE || s->select == KV_SELECT_SPANS;
+    if (!strcmp(n, "alpha"))
+        return s->heads == KV_HEADS_ADA || s->heads == KV_HEADS_SAFEGUARD || s->layers == KV_LAYERS_LAVA_CODE ||
+               s->select == KV_SELECT_SPANS;
     if (!strcmp(n, "normalize")) return s->heads == KV_HEADS_ADA;
     if (!strcmp(n, "importance")) return s->heads == KV_HEADS_TABLE;
     if (!strcmp(n, "beta")) return pyramid || s->heads == KV_HEADS_TABLE;
@@ -252,7 +633,8 @@ static bool matters(const kv_spec *s, const slot *d)
     if (!strcmp(n, "pattern")) return s->heads == KV_HEADS_DUO;
     if (!strcmp(n, "cosine") || !strcmp(n, "p")) return s->layers == KV_LAYERS_SQUEEZE;
     if (!strcmp(n, "block_size")) return s->select == KV_SELECT_BLOCKS;
-    if (!strcmp(n, "first_stage_ratio") || (!strcmp(n, "epsilon") && s->select == KV_SELECT_TWO_STAGE)) return s->select == KV_SELECT_TWO_STAGE;
+    if (!strcmp(n, "first_stage_ratio") || (!strcmp(n, "epsilon") && s->select == KV_SELECT_TWO_STAGE))
+        return s->select == KV_SELECT_TWO_STAGE;
     if (!listed(kv_scorers[s->scorer]->params, n)) return false;
     if (!strcmp(n, "gamma")) return s->row_reduce == KV_ROWS_MEAN_VAR;
     if (!strcmp(n, "kernel")) return s->pooling != KV_POOL_NONE;
@@ -270,7 +652,9 @@ char *kv_slot_value(const kv_spec *s, size_t i)
     case T_CHOICE: choice_name(d->choices, *(const uint32_t *)at, b, sizeof b); break;
     case T_SCORER: snprintf(b, sizeof b, "%s", kv_scorers[s->scorer]->name); break;
     case T_F64: snprintf(b, sizeof b, "%.12g", *(const double *)at); break;
-    case T_RECENT: snprintf(b, sizeof b, *(const uint32_t *)at == KV_RECENT_HALF ? "half" : "%u", *(const uint32_t *)at); break;
+    case T_RECENT:
+        snprintf(b, sizeof b, *(const uint32_t *)at == KV_RECENT_HALF ? "half" : "%u", *(const uint32_t *)at);
+        break;
     case T_FILE: return *(char *const *)at ? kv_format("%s", *(char *const *)at) : NULL;
     case T_U64: snprintf(b, sizeof b, "%llu", (unsigned long long)*(const uint64_t *)at); break;
     case T_LAYERS: {
@@ -295,14 +679,24 @@ static kv_status seal_decode(const kv_spec *s, kv_error *err)
     const char *who = s->row->name, *name = rule->name;
     bool hides = rule->flags & KV_RULE_HIDES;
     if (!s->decode && (s->every > 1 || s->bin || s->prompt_cut || s->reindex))
-        return kv_fail(err, KV_EMISUSE, "policy '%s': every, bin, prompt_cut and reindex need a decode rule (decode=)", who);
-    if (s->prompt_cut && !(rule->flags & KV_RULE_CUTS)) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s cannot cut the prompt; leave prompt_cut=score", who, name);
-    if (hides && !s->prompt_cut) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s works with prompt_cut=rule only", who, name);
-    if (hides && (s->every > 1 || s->bin)) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s takes no every and no bin: its entries may come back", who, name);
-    if (s->decode == KV_DECODE_VATP && s->granularity == KV_GRAN_LAYER) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=vatp works per query or KV head", who);
-    if (rule->flags & KV_RULE_RANKED && s->granularity != KV_GRAN_KV_HEAD) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s works per KV head", who, name);
-    if (s->decode == KV_DECODE_RKV && !s->window) return kv_fail(err, KV_EMISUSE, "policy '%s': decode=rkv needs window >= 1", who);
-    if (s->reindex && s->decode != KV_DECODE_STREAMING) return kv_fail(err, KV_EMISUSE, "policy '%s': reindex=1 goes with decode=streaming", who);
+        return kv_fail(err, KV_EMISUSE, "policy '%s': every, bin, prompt_cut and reindex need a decode rule (decode=)",
+                       who);
+    if (s->prompt_cut && !(rule->flags & KV_RULE_CUTS))
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s cannot cut the prompt; leave prompt_cut=score", who,
+                       name);
+    if (hides && !s->prompt_cut)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s works with prompt_cut=rule only", who, name);
+    if (hides && (s->every > 1 || s->bin))
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s takes no every and no bin: its entries may come back",
+                       who, name);
+    if (s->decode == KV_DECODE_VATP && s->granularity == KV_GRAN_LAYER)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=vatp works per query or KV head", who);
+    if (rule->flags & KV_RULE_RANKED && s->granularity != KV_GRAN_KV_HEAD)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s works per KV head", who, name);
+    if (s->decode == KV_DECODE_RKV && !s->window)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=rkv needs window >= 1", who);
+    if (s->reindex && s->decode != KV_DECODE_STREAMING)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': reindex=1 goes with decode=streaming", who);
     return KV_OK;
 }
 
@@ -312,12 +706,16 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
     const kv_scorer *sc = kv_scorers[s->scorer];
     const char *who = s->row->name;
     if (s->granularity == KV_GRAN_QUERY_HEAD && s->group_reduce != KV_GROUP_ALL) s->group_reduce = KV_GROUP_NONE;
-    if (!s->file && listed(sc->params, "group_reduce") && s->group_reduce == KV_GROUP_NONE && s->granularity != KV_GRAN_QUERY_HEAD)
+    if (!s->file && listed(sc->params, "group_reduce") && s->group_reduce == KV_GROUP_NONE &&
+        s->granularity != KV_GRAN_QUERY_HEAD)
         return kv_fail(err, KV_EMISUSE, "policy '%s': group_reduce=none needs granularity=query_head", who);
     if (s->pooling != KV_POOL_NONE && s->kernel % 2 == 0)
         return kv_fail(err, KV_EMISUSE, "policy '%s': kernel=%u must be odd", who, s->kernel);
     if (!s->file && (s->plugin != NULL) != !strcmp(sc->name, "plugin"))
-        return kv_fail(err, KV_EMISUSE, s->plugin ? "policy '%s': the score is the plug-in's; leave score out" : "policy '%s': score=plugin comes with plugin:FILE.so", who);
+        return kv_fail(err, KV_EMISUSE,
+                       s->plugin ? "policy '%s': the score is the plug-in's; leave score out"
+                                 : "policy '%s': score=plugin comes with plugin:FILE.so",
+                       who);
     if ((sc->windowed || (s->plugin && kv_plug_needs(s->plugin) & KV_NEED_WINDOW)) && s->window == 0)
         return kv_fail(err, KV_EMISUSE, "policy '%s': score=%s needs window >= 1", who, sc->name);
     if (s->row_reduce == KV_ROWS_MEAN_VAR && s->window < 2 && sc->windowed)
@@ -325,23 +723,36 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
     if (s->layers == KV_LAYERS_CAKE && (!(s->tau1 > 0) || !(s->tau2 > 0) || s->window < 2))
         return kv_fail(err, KV_EMISUSE, "policy '%s': layers=cake needs tau1, tau2 > 0 and window >= 2", who);
     if (s->heads == KV_HEADS_TABLE && !s->importance)
-        return kv_fail(err, KV_EMISUSE, "policy '%s' needs importance=FILE.npy, one number per layer and query head", who);
+        return kv_fail(err, KV_EMISUSE, "policy '%s' needs importance=FILE.npy, one number per layer and query head",
+                       who);
     if (s->select == KV_SELECT_TWO_STAGE && s->granularity != KV_GRAN_KV_HEAD)
         return kv_fail(err, KV_EMISUSE, "policy '%s': select=two-stage works per KV head", who);
-    if (s->select == KV_SELECT_CHUNKS && (s->heads || s->layers)) return kv_fail(err, KV_EMISUSE, "policy '%s': select=chunks needs heads=uniform and layers=uniform", who);
-    if (s->page > 1 && (s->select || s->decode)) return kv_fail(err, KV_EMISUSE, "policy '%s': pages work with prompt-time prefixes only (no select=, no decode=)", who);
+    if (s->select == KV_SELECT_CHUNKS && (s->heads || s->layers))
+        return kv_fail(err, KV_EMISUSE, "policy '%s': select=chunks needs heads=uniform and layers=uniform", who);
+    if (s->page > 1 && (s->select || s->decode))
+        return kv_fail(err, KV_EMISUSE,
+                       "policy '%s': pages work with prompt-time prefixes only (no select=, no decode=)", who);
     if (s->decode && s->select) return kv_fail(err, KV_EMISUSE, "policy '%s': a decode rule needs select=prefix", who);
     if ((st = seal_decode(s, err))) return st;
-    if (s->layers == KV_LAYERS_LAVA_CODE && s->heads) return kv_fail(err, KV_EMISUSE, "policy '%s': layers=lava-code already splits over heads; leave heads=uniform", who);
-    if (s->layer_weight && s->layers != KV_LAYERS_POOL) return kv_fail(err, KV_EMISUSE, "policy '%s': layer_weight needs layers=pool", who);
-    if (s->value == KV_VALUE_LOO && !s->window) return kv_fail(err, KV_EMISUSE, "policy '%s': value=loo needs window >= 1", who);
+    if (s->layers == KV_LAYERS_LAVA_CODE && s->heads)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': layers=lava-code already splits over heads; leave heads=uniform",
+                       who);
+    if (s->layer_weight && s->layers != KV_LAYERS_POOL)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': layer_weight needs layers=pool", who);
+    if (s->value == KV_VALUE_LOO && !s->window)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': value=loo needs window >= 1", who);
     if (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS) {
         if (!s->window) return kv_fail(err, KV_EMISUSE, "policy '%s': this select= needs window >= 1", who);
         if ((s->heads != KV_HEADS_POOL) == (s->layers != KV_LAYERS_POOL) || (s->layers != KV_LAYERS_POOL && s->layers))
-            return kv_fail(err, KV_EMISUSE, "policy '%s': this select= needs one flat top-k, heads=pool or layers=pool", who);
+            return kv_fail(err, KV_EMISUSE, "policy '%s': this select= needs one flat top-k, heads=pool or layers=pool",
+                           who);
     }
-    if (s->heads == KV_HEADS_DUO && (s->layers || s->select || s->page > 1 || s->recent == KV_RECENT_HALF || s->granularity != KV_GRAN_KV_HEAD || strcmp(sc->name, "recency")))
-        return kv_fail(err, KV_EMISUSE, "policy '%s': heads=duo needs score=recency, recent=N, granularity=kv_head and no layers=, select= or page=", who);
+    if (s->heads == KV_HEADS_DUO && (s->layers || s->select || s->page > 1 || s->recent == KV_RECENT_HALF ||
+                                     s->granularity != KV_GRAN_KV_HEAD || strcmp(sc->name, "recency")))
+        return kv_fail(err, KV_EMISUSE,
+                       "policy '%s': heads=duo needs score=recency, recent=N, granularity=kv_head and no layers=, "
+                       "select= or page=",
+                       who);
     if (s->layers == KV_LAYERS_POOL && s->heads != KV_HEADS_UNIFORM)
         return kv_fail(err, KV_EMISUSE, "policy '%s': layers=pool already splits over heads; leave heads=uniform", who);
     free(s->canonical);

@@ -4,8 +4,13 @@
 #include "sim/plugin.h"
 #include "traces/cli.h"
 
-static const kv_policy MASK_ROW = {"mask", "kept sets or a schedule made elsewhere, from a NumPy file", "yours", "the file", "not verified: the file is taken as it is",
-                                   "no: one set, whatever the budget", ""};
+static const kv_policy MASK_ROW = {"mask",
+                                   "kept sets or a schedule made elsewhere, from a NumPy file",
+                                   "yours",
+                                   "the file",
+                                   "not verified: the file is taken as it is",
+                                   "no: one set, whatever the budget",
+                                   ""};
 static const kv_policy PLUGIN_ROW = {.name = "plugin"}; /* until the file is loaded and brings its own */
 
 void kv_spec_free(kv_spec *s)
@@ -18,7 +23,8 @@ void kv_spec_free(kv_spec *s)
     *s = (kv_spec){0};
 }
 
-/* key=value,... of a row or of the command line, every value plain. A plug-in's own parameters come before the slots. */
+/* key=value,... of a row or of the command line, every value plain. A plug-in's own parameters come before the slots.
+ */
 static kv_status apply(kv_spec *s, const char *params, kv_error *err)
 {
     kv_status st = KV_OK;
@@ -27,8 +33,10 @@ static kv_status apply(kv_spec *s, const char *params, kv_error *err)
     for (char *item = strtok_r(copy, ",", &save); item && !st; item = strtok_r(NULL, ",", &save)) {
         char *eq = strchr(item, '=');
         bool done = false;
-        if (!eq) st = kv_fail(err, KV_EMISUSE, "'%s': want key=value", item);
-        else *eq = 0;
+        if (!eq)
+            st = kv_fail(err, KV_EMISUSE, "'%s': want key=value", item);
+        else
+            *eq = 0;
         if (!st && s->plugin) st = kv_plug_set(s->plugin, item, eq + 1, &done, err);
         if (!st && !done) st = kv_spec_set(s, item, eq + 1, err);
     }
@@ -49,8 +57,10 @@ static kv_status find_row(const char *name, const kv_policy **out, kv_error *err
     const char *near = kv_nearest(name, names, n);
     char list[800] = "";
     for (size_t i = 0, at = 0; i < n && at < sizeof list; i++)
-        if (!strchr(names[i], '.')) at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at ? " " : "", names[i]);
-    return kv_fail(err, KV_EMISUSE, "unknown policy '%s'%s%s%s; known: %s mask:FILE plugin:FILE, and the presets of `kv-sim policies`",
+        if (!strchr(names[i], '.'))
+            at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at ? " " : "", names[i]);
+    return kv_fail(err, KV_EMISUSE,
+                   "unknown policy '%s'%s%s%s; known: %s mask:FILE plugin:FILE, and the presets of `kv-sim policies`",
                    name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "", list);
 }
 
@@ -73,9 +83,10 @@ static kv_status parse_mask(const char *file, kv_spec **out, size_t *n, kv_error
     return st;
 }
 
-/* One policy with its parameter text; values with '|' expand, last parameter fastest. plugin: NULL or the file of a plug-in, which
- * every spec loads for itself. */
-static kv_status expand(const kv_policy *row, const char *plugin, const char *params, kv_spec **out, size_t *n, kv_error *err)
+/* One policy with its parameter text; values with '|' expand, last parameter fastest. plugin: NULL or the file of a
+ * plug-in, which every spec loads for itself. */
+static kv_status expand(const kv_policy *row, const char *plugin, const char *params, kv_spec **out, size_t *n,
+                        kv_error *err)
 {
     const char *bar = strchr(params, '|');
     if (bar) {
@@ -87,15 +98,41 @@ static kv_status expand(const kv_policy *row, const char *plugin, const char *pa
             kv_status st = one ? expand(row, plugin, one, out, n, err) : kv_fail(err, KV_ENOMEM, "out of memory");
             free(one);
             if (st) return st;
-            if (*n > 100000) return kv_fail(err, KV_EMISUSE, "policy '%s': the grid has more than 100,000 points", row->name);
+            if (*n > 100000)
+                return kv_fail(err, KV_EMISUSE, "policy '%s': the grid has more than 100,000 points", row->name);
             v += len + 1;
         }
         return KV_OK;
     }
-    kv_spec s = {.row = row, .granularity = KV_GRAN_KV_HEAD, .row_reduce = KV_ROWS_MEAN, .group_reduce = KV_GROUP_MEAN,
-                 .kernel = 1, .page = 1, .beta = 20, .cascading = 1, .gamma = 200, .alpha = 0.2, .tau1 = 1, .tau2 = 1,
-                 .n_future = 512, .use_covariance = 1, .use_vnorm = 1, .lag_size = 128, .chunk_size = 256, .local_window = 16, .chunk_length = 20,
-                 .block_size = 128, .tau = 5, .mix_lambda = 0.07, .first_stage_ratio = 0.5, .squeeze = 0.35, .cover = 1, .recent = KV_RECENT_HALF, .every = 1, .heavy_ratio = 0.1, .recent_ratio = 0.1,
+    kv_spec s = {.row = row,
+                 .granularity = KV_GRAN_KV_HEAD,
+                 .row_reduce = KV_ROWS_MEAN,
+                 .group_reduce = KV_GROUP_MEAN,
+                 .kernel = 1,
+                 .page = 1,
+                 .beta = 20,
+                 .cascading = 1,
+                 .gamma = 200,
+                 .alpha = 0.2,
+                 .tau1 = 1,
+                 .tau2 = 1,
+                 .n_future = 512,
+                 .use_covariance = 1,
+                 .use_vnorm = 1,
+                 .lag_size = 128,
+                 .chunk_size = 256,
+                 .local_window = 16,
+                 .chunk_length = 20,
+                 .block_size = 128,
+                 .tau = 5,
+                 .mix_lambda = 0.07,
+                 .first_stage_ratio = 0.5,
+                 .squeeze = 0.35,
+                 .cover = 1,
+                 .recent = KV_RECENT_HALF,
+                 .every = 1,
+                 .heavy_ratio = 0.1,
+                 .recent_ratio = 0.1,
                  .epsilon = 0};
     kv_status st = plugin ? kv_plug_open(plugin, &s.plugin, err) : KV_OK;
     if (!st && plugin) s.row = &s.plugin->row;
@@ -123,7 +160,8 @@ static kv_status parse_plugin(const char *arg, bool canonical, kv_spec **out, si
 {
     const char *from = arg, *to = params_at(arg);
     if (canonical) {
-        if (strncmp(to, ":file=", 6)) return kv_fail(err, KV_EMISUSE, "plugin.%s: want plugin:FILE.so, or plugin.NAME:file=FILE.so", arg);
+        if (strncmp(to, ":file=", 6))
+            return kv_fail(err, KV_EMISUSE, "plugin.%s: want plugin:FILE.so, or plugin.NAME:file=FILE.so", arg);
         from = to + 6, to = from + strcspn(from, ",");
     }
     char *file = kv_format("%.*s", (int)(to - from), from);
@@ -134,7 +172,8 @@ static kv_status parse_plugin(const char *arg, bool canonical, kv_spec **out, si
     for (size_t i = first; i < *n && !st && canonical; i++) {
         size_t len = strcspn(arg, ":");
         const char *name = (*out)[i].plugin->entry->name;
-        if (strlen(name) != len || memcmp(name, arg, len)) st = kv_fail(err, KV_EMISUSE, "plug-in '%s' is '%s', not '%.*s'", file, name, (int)len, arg);
+        if (strlen(name) != len || memcmp(name, arg, len))
+            st = kv_fail(err, KV_EMISUSE, "plug-in '%s' is '%s', not '%.*s'", file, name, (int)len, arg);
     }
     free(file);
     return st;
@@ -144,7 +183,8 @@ kv_status kv_spec_parse(const char *arg, kv_spec **out, size_t *n, kv_error *err
 {
     kv_status st = KV_OK;
     if (!strncmp(arg, "mask:", 5)) return parse_mask(arg + 5, out, n, err);
-    if (!strncmp(arg, "plugin:", 7) || !strncmp(arg, "plugin.", 7)) return parse_plugin(arg + 7, arg[6] == '.', out, n, err);
+    if (!strncmp(arg, "plugin:", 7) || !strncmp(arg, "plugin.", 7))
+        return parse_plugin(arg + 7, arg[6] == '.', out, n, err);
     if (!*arg) return kv_fail(err, KV_EMISUSE, "empty policy; `kv-sim policies` lists them");
     char *copy = kv_format("%s", arg), *params = kv_format("%s", "");
     const kv_policy *row = NULL;
@@ -159,15 +199,19 @@ kv_status kv_spec_parse(const char *arg, kv_spec **out, size_t *n, kv_error *err
         if (eq && (!colon || eq < colon)) { /* continues the last policy */
             if (!row) st = kv_fail(err, KV_EMISUSE, "'%s': a parameter before any policy", item);
             char *more = kv_format("%s%s%s", params, *params ? "," : "", item);
-            if (!more) st = kv_fail(err, KV_ENOMEM, "out of memory");
-            else free(params), params = more;
+            if (!more)
+                st = kv_fail(err, KV_ENOMEM, "out of memory");
+            else
+                free(params), params = more;
         } else {
             if (row) st = expand(row, NULL, params, out, n, err);
             if (colon) *colon = 0;
             if (!st) st = find_row(item, &row, err);
             char *fresh = kv_format("%s", colon ? colon + 1 : "");
-            if (!fresh) st = kv_fail(err, KV_ENOMEM, "out of memory");
-            else free(params), params = fresh;
+            if (!fresh)
+                st = kv_fail(err, KV_ENOMEM, "out of memory");
+            else
+                free(params), params = fresh;
         }
         item = comma ? comma + 1 : NULL;
     }

@@ -141,8 +141,7 @@ static double replay(const kv_trace *t, const char *policies, int n_budget, unsi
     for (size_t i = 0; i < n_spec && p; i++)
         for (int b = 0; b < n_budget; b++, n++) {
             /* evenly spaced up to half of the prompt; a single budget is the largest of them */
-            kv_budget bud = {KV_BUDGET_TOKENS, (double)(sc.n_cut / 2 * (unsigned)(b + 1) / (unsigned)n_budget),
-                             ""};
+            kv_budget bud = {KV_BUDGET_TOKENS, (double)(sc.n_cut / 2 * (unsigned)(b + 1) / (unsigned)n_budget), ""};
             p[n] = (kv_point){.spec = i,
                               .c = kv_budget_resolve(&bud, sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
             if (kv_array(&p[n].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[i]].n_unit, sizeof(uint32_t),
@@ -192,8 +191,8 @@ int main(int argc, char **argv)
     double one[REPEAT], many[REPEAT], family[REPEAT], layer[REPEAT], eight[REPEAT], sixteen[REPEAT], c[6][REPEAT];
     for (int r = 0; r < REPEAT; r++) {
         one[r] = replay(t, "snapkv", 1, cheap, &c[0][r]), many[r] = replay(t, "snapkv", 64, cheap, &c[1][r]);
-        family[r] = replay(t, FAMILY, 16, cheap, &c[2][r]), sixteen[r] = replay(t, "snapkv", 16, cheap, &c[5][r]), layer[r] = replay(t, "snapkv", 64, all, &c[3][r]),
-        eight[r] = replay(t, ALL, 16, all, &c[4][r]);
+        family[r] = replay(t, FAMILY, 16, cheap, &c[2][r]), sixteen[r] = replay(t, "snapkv", 16, cheap, &c[5][r]),
+        layer[r] = replay(t, "snapkv", 64, all, &c[3][r]), eight[r] = replay(t, ALL, 16, all, &c[4][r]);
     }
     row("replay", "snapkv 1 budget: recall and head error", one, REPEAT, "s"),
         row("replay", "snapkv 64 budgets: recall and head error", many, REPEAT, "s");
@@ -207,7 +206,8 @@ int main(int argc, char **argv)
     double cf = row("replay_cpu", "5 allocations of one ranking: 16 budgets", c[2], REPEAT, "CPU-s");
     row("replay_cpu", "snapkv 64 budgets: all metrics", c[3], REPEAT, "CPU-s"),
         row("replay_cpu", "8 policies x 16 budgets: all metrics", c[4], REPEAT, "CPU-s");
-    printf("replay_cost,64 budgets / 1,%.3f,,ratio\nreplay_cost,5 allocations / 1 at 16 budgets,%.3f,,ratio\n", c64 / c1, cf / c16);
+    printf("replay_cost,64 budgets / 1,%.3f,,ratio\nreplay_cost,5 allocations / 1 at 16 budgets,%.3f,,ratio\n",
+           c64 / c1, cf / c16);
     kv_trace_close(t);
     kv_job_free(&j);
     kv_prompts_free(&ps);

@@ -13,14 +13,18 @@ static int kv_n_pass, kv_n_fail, kv_n_skip;
 /* One assertion; a failure prints the place and the text and goes on. */
 #define CHECK(cond)                                                                                                    \
     do {                                                                                                               \
-        if (cond) kv_n_pass++;                                                                                         \
-        else kv_n_fail++, printf("FAIL %s:%d: %s\n", __FILE__, __LINE__, #cond);                                       \
+        if (cond)                                                                                                      \
+            kv_n_pass++;                                                                                               \
+        else                                                                                                           \
+            kv_n_fail++, printf("FAIL %s:%d: %s\n", __FILE__, __LINE__, #cond);                                        \
     } while (0)
 /* The same with a reason in printf form: the seed, the values. */
 #define CHECKF(cond, ...)                                                                                              \
     do {                                                                                                               \
-        if (cond) kv_n_pass++;                                                                                         \
-        else kv_n_fail++, printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #cond), printf(__VA_ARGS__), putchar('\n');   \
+        if (cond)                                                                                                      \
+            kv_n_pass++;                                                                                               \
+        else                                                                                                           \
+            kv_n_fail++, printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #cond), printf(__VA_ARGS__), putchar('\n');    \
     } while (0)
 #define SKIP(why) (kv_n_skip++, printf("SKIP %s:%d: %s\n", __FILE__, __LINE__, why))
 

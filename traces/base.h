@@ -87,8 +87,8 @@ static inline void kv_put64(void *p, uint64_t v)
 
 /* --- element types of arrays in files --- */
 typedef enum { KV_F32 = 0, KV_F16 = 1, KV_BF16 = 2, KV_U8 = 3, KV_U32 = 4, KV_I32 = 5, KV_DTYPE_COUNT } kv_dtype;
-size_t kv_dtype_bytes(kv_dtype t);      /* 0 for an unknown type */
-const char *kv_dtype_name(kv_dtype t);  /* "f32" "f16" "bf16" "u8" "u32" "i32" */
+size_t kv_dtype_bytes(kv_dtype t);     /* 0 for an unknown type */
+const char *kv_dtype_name(kv_dtype t); /* "f32" "f16" "bf16" "u8" "u32" "i32" */
 bool kv_dtype_parse(const char *s, kv_dtype *out);
 
 /* IEEE half and bfloat16; rounding is to nearest, ties to even; overflow gives infinity. */
@@ -117,7 +117,7 @@ typedef struct {
 void kv_sha256_init(kv_sha256 *s);
 void kv_sha256_update(kv_sha256 *s, const void *p, size_t n);
 void kv_sha256_final(kv_sha256 *s, uint8_t out[32]);
-void kv_sha256_hex(kv_sha256 *s, char out[65]);                              /* final, as lower-case hex */
+void kv_sha256_hex(kv_sha256 *s, char out[65]); /* final, as lower-case hex */
 kv_status kv_sha256_file(const char *path, char out[65], kv_error *err);
 
 /* --- seeded generator: splitmix64; equal seeds give equal numbers on every machine --- */
@@ -125,8 +125,9 @@ typedef struct {
     uint64_t s;
 } kv_rng;
 uint64_t kv_rng_next(kv_rng *r);
-double kv_rng_unit(kv_rng *r);   /* [0, 1) with 53 bits */
-double kv_rng_normal(kv_rng *r); /* standard normal, from the sum of 12 units minus 6 (no libm: equal bits everywhere) */
+double kv_rng_unit(kv_rng *r); /* [0, 1) with 53 bits */
+double
+kv_rng_normal(kv_rng *r); /* standard normal, from the sum of 12 units minus 6 (no libm: equal bits everywhere) */
 
 /* --- files --- */
 /* Whole file into a fresh buffer with a zero byte behind it; refuses more than `max` bytes. */

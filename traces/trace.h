@@ -14,18 +14,19 @@
 /* Streams. Shapes are [head][token][width]; streams with one head per layer have head count 1, streams of the whole
  * trace have layer 0 and head 0. Numbers are part of the format and never reused. */
 typedef enum {
-    KV_S_Q = 1,           /* q_heads  x tokens x head_dim   queries after RoPE, in the trace's dtype              */
-    KV_S_K = 2,           /* kv_heads x tokens x head_dim   keys after RoPE                                       */
-    KV_S_V = 3,           /* kv_heads x tokens x head_dim   values                                                */
-    KV_S_OUT = 4,         /* q_heads  x tokens x head_dim   attention output before W_O (optional)                */
-    KV_S_X = 5,           /* 1 x tokens x hidden            residual stream entering the block (optional)         */
-    KV_S_ROWSTAT = 6,     /* q_heads x tokens x 4           f32: largest p, its column, entropy (nats), sum of p^2 */
-    KV_S_COLSUM = 7,      /* q_heads x P x 1                f32: sum of p over prompt rows                         */
-    KV_S_MAP_WINDOW = 9,  /* q_heads x rows x P             f16: rows P-W..P-1 of the attention map                */
-    KV_S_MAP = 10,        /* q_heads x rows x N             f16: attention map, row i has i+1 entries, rest 0      */
-    KV_S_WO = 12,         /* 1 x hidden x q_heads*head_dim  output projection (out, in), as HF stores o_proj       */
-    KV_S_TOKENS = 14,     /* 1 x N x 1                      u32 token ids                                          */
-    KV_S_LOGITS = 15,     /* 1 x rows x 2*top_k             f32: ids then logits of the best next tokens, decode rows and row P-1 */
+    KV_S_Q = 1,          /* q_heads  x tokens x head_dim   queries after RoPE, in the trace's dtype              */
+    KV_S_K = 2,          /* kv_heads x tokens x head_dim   keys after RoPE                                       */
+    KV_S_V = 3,          /* kv_heads x tokens x head_dim   values                                                */
+    KV_S_OUT = 4,        /* q_heads  x tokens x head_dim   attention output before W_O (optional)                */
+    KV_S_X = 5,          /* 1 x tokens x hidden            residual stream entering the block (optional)         */
+    KV_S_ROWSTAT = 6,    /* q_heads x tokens x 4           f32: largest p, its column, entropy (nats), sum of p^2 */
+    KV_S_COLSUM = 7,     /* q_heads x P x 1                f32: sum of p over prompt rows                         */
+    KV_S_MAP_WINDOW = 9, /* q_heads x rows x P             f16: rows P-W..P-1 of the attention map                */
+    KV_S_MAP = 10,       /* q_heads x rows x N             f16: attention map, row i has i+1 entries, rest 0      */
+    KV_S_WO = 12,        /* 1 x hidden x q_heads*head_dim  output projection (out, in), as HF stores o_proj       */
+    KV_S_TOKENS = 14,    /* 1 x N x 1                      u32 token ids                                          */
+    KV_S_LOGITS =
+        15, /* 1 x rows x 2*top_k             f32: ids then logits of the best next tokens, decode rows and row P-1 */
     KV_S_TEXT = 16,       /* bytes                          UTF-8 text of prompt and continuation                  */
     KV_S_META = 17,       /* bytes                          metadata JSON                                          */
     KV_S_XNORM = 19,      /* 1 x tokens x 1                 f32: L2 norm of the residual stream entering the block */
@@ -35,7 +36,7 @@ typedef enum {
     KV_S_PROVENANCE = 23, /* bytes                          JSON: times, host, threads; outside the content hash   */
     KV_S_LSE = 24,        /* q_heads x tokens x 1           f32: ln sum exp(score) over visible columns            */
 } kv_stream;
-const char *kv_stream_name(kv_stream s);                /* "q", "k", "lse", ... ; NULL when unknown */
+const char *kv_stream_name(kv_stream s); /* "q", "k", "lse", ... ; NULL when unknown */
 bool kv_stream_parse(const char *name, kv_stream *out);
 
 #define KV_LAYERS_MAX   1024u
@@ -68,10 +69,11 @@ typedef struct {
     kv_dtype dtype;             /* of Q, K and V */
     char *record;               /* "tokens" "stats" "obs" "qkv"; "map": an imported map */
     uint32_t obs_rows;          /* at level obs: query rows kept before each cut point */
-    kv_span *evidence; uint32_t n_evidence;
-    kv_span question;           /* {0,0} = none */
-    char *wo_sha256;            /* hash naming the side file with W_O ("wo-<first 16>.kvw"), NULL = embedded or none */
-    char *extra;                /* JSON object with everything else (source, tokenizer, run, segments, ...), or NULL */
+    kv_span *evidence;
+    uint32_t n_evidence;
+    kv_span question; /* {0,0} = none */
+    char *wo_sha256;  /* hash naming the side file with W_O ("wo-<first 16>.kvw"), NULL = embedded or none */
+    char *extra;      /* JSON object with everything else (source, tokenizer, run, segments, ...), or NULL */
 } kv_trace_info;
 
 /* ------------------------------------------------------------------------------------------------ reading */
@@ -107,8 +109,9 @@ bool kv_trace_has_wo(const kv_trace *t, uint32_t layer);
 kv_status kv_trace_read_wo(const kv_trace *t, uint32_t layer, float *dst, kv_error *err);
 
 /* The side file is itself a trace (metadata with wo_sha256 set, KV_S_WO chunks). wo_sha256 is the SHA-256 over, for
- * each of its layers in ascending order, four u32 (layer number, rows, width, dtype) and the raw elements in row order; feed
- * the layers to kv_wo_hash, then kv_sha256_hex. kv_wo_path: "<folder of trace_path>/wo-<first 16>.kvw", free() it. */
+ * each of its layers in ascending order, four u32 (layer number, rows, width, dtype) and the raw elements in row order;
+ * feed the layers to kv_wo_hash, then kv_sha256_hex. kv_wo_path: "<folder of trace_path>/wo-<first 16>.kvw", free() it.
+ */
 void kv_wo_hash(kv_sha256 *s, uint32_t layer, uint32_t rows, uint32_t width, kv_dtype t, const void *raw);
 char *kv_wo_path(const char *trace_path, const char *wo_sha256);
 
@@ -117,10 +120,10 @@ typedef struct kv_trace_writer kv_trace_writer;
 
 typedef struct {
     kv_stream stream;
-    uint32_t layer;                   /* number in the model */
-    uint32_t head_first, head_count;  /* heads in this chunk */
+    uint32_t layer;                  /* number in the model */
+    uint32_t head_first, head_count; /* heads in this chunk */
     uint32_t token_first, token_count;
-    uint32_t width;                   /* elements per (head, token) */
+    uint32_t width; /* elements per (head, token) */
     kv_dtype dtype;
 } kv_chunk;
 

@@ -18,4 +18,10 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return st;
 }
 
-const kv_scorer kv_scorer_colsum = {"colsum", "column sums of all rows before the cut", "window per_row group_reduce pooling kernel pool_first", KV_NEED_COLSUM, false, false, score};
+const kv_scorer kv_scorer_colsum = {"colsum",
+                                    "column sums of all rows before the cut",
+                                    "window per_row group_reduce pooling kernel pool_first",
+                                    KV_NEED_COLSUM,
+                                    false,
+                                    false,
+                                    score};

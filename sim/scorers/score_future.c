@@ -13,14 +13,17 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     size_t N = sc->n_token;
     double *sum = NULL;
     float *p = NULL;
-    if (!sc->n_row) return kv_fail(err, KV_EMISSING, "trace '%s' has no decoded rows; an oracle needs them (see --decode-rows)", kv_trace_path(sc->trace));
+    if (!sc->n_row)
+        return kv_fail(err, KV_EMISSING, "trace '%s' has no decoded rows; an oracle needs them (see --decode-rows)",
+                       kv_trace_path(sc->trace));
     kv_status st = kv_array(&sum, (size_t)l->n_q_head * l->L, sizeof *sum, err);
     if (!st) st = kv_array(&p, BLOCK * N, sizeof *p, err);
     for (uint32_t h = 0; h < l->n_q_head && !st; h++)
         for (uint32_t r0 = 0; r0 < sc->n_row && !st; r0 += BLOCK) {
             uint32_t n = sc->n_row - r0 < BLOCK ? sc->n_row - r0 : BLOCK;
             kv_attn_shape shape = {n, sc->row_first + r0 + n, l->d, sc->row_first + r0, 0, l->scale, l->softcap};
-            if (!kv_probs(&shape, l->q_row + ((size_t)h * sc->n_row + r0) * l->d, l->k + (size_t)(h / l->group) * N * l->d, p))
+            if (!kv_probs(&shape, l->q_row + ((size_t)h * sc->n_row + r0) * l->d,
+                          l->k + (size_t)(h / l->group) * N * l->d, p))
                 st = kv_fail(err, KV_ENOMEM, "out of memory");
             else
                 for (uint32_t r = 0; r < n; r++)
@@ -39,4 +42,5 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return st;
 }
 
-const kv_scorer kv_scorer_future = {"future", "mass the measured rows will give: an oracle", "window", KV_NEED_FUTURE, false, true, score};
+const kv_scorer kv_scorer_future = {
+    "future", "mass the measured rows will give: an oracle", "window", KV_NEED_FUTURE, false, true, score};

@@ -1,4 +1,5 @@
-/* random - a seeded uniform draw for each (layer, unit, position); the same for all budgets, so kept sets are nested. */
+/* random - a seeded uniform draw for each (layer, unit, position); the same for all budgets, so kept sets are nested.
+ */
 #include "sim/scorer.h"
 
 static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
@@ -12,4 +13,5 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     return KV_OK;
 }
 
-const kv_scorer kv_scorer_random = {"random", "seeded uniform draw per unit and position", "seed window", 0, false, false, score};
+const kv_scorer kv_scorer_random = {
+    "random", "seeded uniform draw per unit and position", "seed window", 0, false, false, score};

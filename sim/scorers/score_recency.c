@@ -5,9 +5,11 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 {
     (void)err;
     for (uint32_t u = 0; u < kv_unit_count(l, s->granularity); u++)
-        for (uint32_t i = 0; i < l->L; i++) /* exact up to 2^24; sinks share one score, the tie rule keeps the first ones */
+        for (uint32_t i = 0; i < l->L;
+             i++) /* exact up to 2^24; sinks share one score, the tie rule keeps the first ones */
             out[(size_t)u * l->L + i] = i < s->sinks ? 2.0f : (float)((double)i / l->L);
     return KV_OK;
 }
 
-const kv_scorer kv_scorer_recency = {"recency", "position; the first `sinks` tokens above all", "sinks", 0, false, false, score};
+const kv_scorer kv_scorer_recency = {
+    "recency", "position; the first `sinks` tokens above all", "sinks", 0, false, false, score};

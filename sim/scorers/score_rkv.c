@@ -52,8 +52,8 @@ static void softmax(size_t n, double *x)
 }
 
 /* to[0..n) = attention of w rows of one KV head. row, mean: scratch of n. */
-static void importance(size_t d, float scale, size_t group, size_t w, const float *q, size_t n, const float *k, float *panel,
-                       float *block, size_t ld, double *row, double *mean, float *to)
+static void importance(size_t d, float scale, size_t group, size_t w, const float *q, size_t n, const float *k,
+                       float *panel, float *block, size_t ld, double *row, double *mean, float *to)
 {
     memset(mean, 0, n * sizeof *mean);
     for (size_t r = 0; r < w; r++) {
@@ -128,7 +128,8 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
             for (size_t g = 0; g < l->group; g++)
                 memcpy(q + (r * l->group + g) * d,
                        l->q_win + ((h * l->group + g) * l->max_window + (l->max_window - w) + r) * d, d * sizeof *q);
-        st = kv_rkv_terms(s, d, l->scale, l->group, w, q, L, l->k + h * l->scene->n_token * d, n, to, alike + h * L, err);
+        st = kv_rkv_terms(s, d, l->scale, l->group, w, q, L, l->k + h * l->scene->n_token * d, n, to, alike + h * L,
+                          err);
         for (size_t g = 1; g < l->group; g++) memcpy(to + g * L, to, L * sizeof *to);
     }
     kv_spec fixed = *s; /* the heads of a group hold the same numbers by now; pooling comes after */

@@ -1,6 +1,6 @@
-/* window - attention of the last `window` rows before the cut (policies.md 2.1): softmax over all L columns, the window's
- * own columns cut off, rows reduced (sum, mean, mean + gamma var with divisor w-1, max), then smoothing and group. SnapKV, PyramidKV, Ada-KV,
- * CAKE, TOVA (window 1), CaM. */
+/* window - attention of the last `window` rows before the cut (policies.md 2.1): softmax over all L columns, the
+ * window's own columns cut off, rows reduced (sum, mean, mean + gamma var with divisor w-1, max), then smoothing and
+ * group. SnapKV, PyramidKV, Ada-KV, CAKE, TOVA (window 1), CaM. */
 #include <stdlib.h>
 
 #include "sim/scorer.h"
@@ -23,8 +23,10 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
         for (uint32_t r = 0; r < w; r++)
             for (uint32_t i = 0; i < n; i++) {
                 double a = row[(size_t)r * l->L + i];
-                if (s->row_reduce == KV_ROWS_MAX) sum[i] = a > sum[i] ? a : sum[i];
-                else sum[i] += a;
+                if (s->row_reduce == KV_ROWS_MAX)
+                    sum[i] = a > sum[i] ? a : sum[i];
+                else
+                    sum[i] += a;
             }
         if (s->row_reduce == KV_ROWS_MEAN_VAR)
             for (uint32_t r = 0; r < w; r++)
@@ -33,14 +35,20 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
                     var[i] += d * d;
                 }
         for (uint32_t i = 0; i < n; i++)
-            to[i] = s->row_reduce == KV_ROWS_MEAN       ? (float)(sum[i] / w)
-                    : s->row_reduce == KV_ROWS_MEAN_VAR ? (float)(sum[i] / w + (w > 1 ? s->gamma * (var[i] / (w - 1)) : 0))
-                                                        : (float)sum[i];
+            to[i] = s->row_reduce == KV_ROWS_MEAN ? (float)(sum[i] / w)
+                    : s->row_reduce == KV_ROWS_MEAN_VAR
+                        ? (float)(sum[i] / w + (w > 1 ? s->gamma * (var[i] / (w - 1)) : 0))
+                        : (float)sum[i];
     }
     if (!st) st = kv_reduce_heads(l, s, n, per_head, out, err);
     free(per_head), free(sum), free(var);
     return st;
 }
 
-const kv_scorer kv_scorer_window = {"window", "attention of the last `window` rows before the cut", "window row_reduce gamma group_reduce pooling kernel pool_first", KV_NEED_WINDOW, true, false,
+const kv_scorer kv_scorer_window = {"window",
+                                    "attention of the last `window` rows before the cut",
+                                    "window row_reduce gamma group_reduce pooling kernel pool_first",
+                                    KV_NEED_WINDOW,
+                                    true,
+                                    false,
                                     score};
