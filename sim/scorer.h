@@ -38,6 +38,7 @@ extern const size_t kv_n_scorers;
     X(maxclamp) \
     X(qfilter) \
     X(random_protected) \
+    X(vnorm) \
     X(plugin) \
     /* one name a line */
 /* clang-format on */
