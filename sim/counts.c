@@ -52,7 +52,6 @@ static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t 
     for (uint32_t l = 0; l < n; l++) {
         const float *sorted = r->sorted + (size_t)l * U * m;
         uint32_t *len = counts + (size_t)l * U;
-        int64_t before = INT64_MAX;
         double sum = 0;
         for (uint32_t k = 0; k < l; k++) sum += r->spread[k];
         for (uint32_t u = 0; u < U; u++) len[u] = (uint32_t)m;
@@ -60,13 +59,12 @@ static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t 
             sum += r->spread[stage];
             int64_t b =
                 total > 0 ? (int64_t)(sum > 0 ? r->spread[l] / sum * (double)total : (double)total / (stage + 1)) : 0;
-            if (b > (int64_t)m || b > before) continue;
+            if (b > (int64_t)m) continue;
             kv_flat_topk(sorted, U, m, NULL, (uint64_t)b * U, won);
             for (uint32_t u = 0; u < U; u++) {
                 uint32_t cap = (uint32_t)rintf((float)won[u] * keep + floor_part);
                 if (cap < len[u]) len[u] = cap;
             }
-            before = b;
         }
     }
 }
@@ -76,7 +74,8 @@ static void lava_code(const kv_spec *s, const kv_ranking *r, uint32_t n, size_t 
 static void table_heads(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t layer, uint32_t C,
                         uint32_t n_q_head, uint32_t *won)
 {
-    double pool = floor(C / s->beta), least = C - pool;
+    /* Python's C // beta: from the exact remainder, not from the rounded quotient */
+    double pool = rint((C - fmod(C, s->beta)) / s->beta), least = C - pool;
     uint32_t g = n_q_head / r->n_unit;
     for (uint32_t u = 0; u < r->n_unit; u++) {
         double sum = 0;
@@ -94,6 +93,10 @@ static kv_status safeguard_heads(const kv_spec *s, const kv_ranking *r, uint32_t
     uint32_t safe = (uint32_t)(C * s->alpha), U = r->n_unit;
     size_t m = L - r->n_forced, rest = L - safe;
     float *x = NULL;
+    if (C <= r->n_forced) { /* protected entries of different units tie: every unit keeps its newest */
+        for (uint32_t u = 0; u < U; u++) won[u] = C;
+        return KV_OK;
+    }
     kv_status st = kv_array(&x, U * rest, sizeof *x, err);
     if (st) return st;
     for (uint32_t u = 0; u < U; u++)
@@ -196,10 +199,12 @@ kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolv
     int64_t *b = NULL;
     kv_status st = kv_array(&b, p->scene->n_evict, sizeof *b, err);
     once.cascading = 0;
-    bool uncut = p->scene->n_cut <= (uint64_t)c->tokens + once.window;
-    if (!st && uncut) once.layers = KV_LAYERS_UNIFORM;
-    if (!st) st = layer_budgets(p, &once, r, c, b, err);
-    if (!st) *keep = b[layer] > 0 ? (uint32_t)b[layer] : 0;
+    if (p->scene->n_cut <= (uint64_t)c->tokens + once.window) { /* the prompt was not cut: the provisional C - w */
+        *keep = c->tokens > once.window ? c->tokens - once.window : 0;
+    } else {
+        if (!st) st = layer_budgets(p, &once, r, c, b, err);
+        if (!st) *keep = b[layer] > 0 ? (uint32_t)b[layer] : 0;
+    }
     free(b);
     return st;
 }
@@ -245,7 +250,8 @@ static kv_status item_counts(const kv_plan *p, size_t i, const kv_budget_resolve
         if (!whole && (r->first_key || s->heads == KV_HEADS_DUO))
             continue; /* counted above, protected entries included */
         if (!whole && s->heads == KV_HEADS_SAFEGUARD) {
-            if ((st = safeguard_heads(s, r, l, L, c->tokens, to, err))) goto out;
+            int64_t C = s->layers == KV_LAYERS_UNIFORM ? c->tokens : b[l] + r->n_forced;
+            if ((st = safeguard_heads(s, r, l, L, C < 0 ? 0 : C < L ? (uint32_t)C : L, to, err))) goto out;
             continue;
         }
         if (!whole && s->layers != KV_LAYERS_POOL && s->layers != KV_LAYERS_LAVA_CODE) {

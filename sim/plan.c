@@ -21,7 +21,7 @@ static uint32_t forced_positions(const kv_ranking *r, uint32_t L, uint32_t *to)
 {
     const kv_spec *s = r->spec;
     uint32_t recent = s->protect_recent > s->window ? s->protect_recent : s->window, n = 0;
-    if (s->select == KV_SELECT_CHUNKS) return 0; /* the window competes through its chunk */
+    if (s->select == KV_SELECT_CHUNKS && L >= s->chunk_length) return 0; /* the window competes through its chunk */
     if (recent > L) recent = L;
     uint32_t sink = s->protect_sink < L - recent ? s->protect_sink : L - recent;
     for (uint32_t i = 0; i < recent; i++) to ? to[n++] = L - 1 - i : n++;
@@ -121,7 +121,7 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
     for (uint32_t u = 0; u < r->n_unit && !st; u++) {
         uint32_t *to = r->order + ((size_t)l->order * r->n_unit + u) * L;
         float *sorted = r->sorted + ((size_t)l->order * r->n_unit + u) * m, *s = score + u * L;
-        if (r->spec->select == KV_SELECT_CHUNKS) {
+        if (r->spec->select == KV_SELECT_CHUNKS && L >= r->spec->chunk_length) { /* else kvpress ranks tokens */
             st = kv_chunk_order(l, r->spec, score, to, sorted, err);
             continue;
         }

@@ -46,7 +46,7 @@ kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved 
     }
     if (st || s->file) goto out;
     if (s->select == KV_SELECT_TWO_STAGE)
-        st = kv_select_two_stage(p, i, counts, l, out->at, err);
+        st = kv_select_two_stage(p, i, c, counts, l, out->at, err);
     else if (s->select == KV_SELECT_BLOCKS)
         st = kv_select_blocks(p, i, c, l, out->at, err);
     else if (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS)

@@ -165,8 +165,8 @@ uint32_t kv_chunk_count(const kv_spec *s, const uint32_t *order, uint32_t L, dou
 }
 
 /* ------------------------------------------------------------------------------------------------ two stages */
-kv_status kv_select_two_stage(const kv_plan *p, size_t i, const uint32_t *counts, kv_layer *l, int32_t *at,
-                              kv_error *err)
+kv_status kv_select_two_stage(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts,
+                              kv_layer *l, int32_t *at, kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];
@@ -189,6 +189,8 @@ kv_status kv_select_two_stage(const kv_plan *p, size_t i, const uint32_t *counts
         const float *sorted = r->sorted + ((size_t)l->order * r->n_unit + u) * m;
         uint32_t count = counts[(size_t)l->order * r->n_unit + u], first = (uint32_t)(count * s->first_stage_ratio),
                  n = 0;
+        uint32_t immune = s->heads == KV_HEADS_SAFEGUARD ? (uint32_t)(c->tokens * s->alpha) : 0;
+        if (first < immune) first = immune < count ? immune : count; /* what the safeguard guaranteed stays */
         memset(in, 0, L * sizeof *in);
         for (uint32_t k = 0; k < first; k++) in[order[k]] = true, n++;
         for (uint32_t k = 0; k < L; k++)

@@ -7,8 +7,8 @@
 
 /* CriticalKV (arXiv 2502.03805, kvpress): of each unit's count, int(count * first_stage_ratio) by the score, the rest
  * by (score + epsilon) * mean over the group of ||v W_O||_1; protected entries score max + 1. at [n_unit][n_token]. */
-kv_status kv_select_two_stage(const kv_plan *p, size_t i, const uint32_t *counts, kv_layer *l, int32_t *at,
-                              kv_error *err);
+kv_status kv_select_two_stage(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts,
+                              kv_layer *l, int32_t *at, kv_error *err);
 /* kvpress BlockPress around KeyDiff: start with the first C tokens, append a block, keep the C of lowest cosine to the
  * mean direction of what is there, and so on. */
 kv_status kv_select_blocks(const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_layer *l, int32_t *at,

@@ -722,6 +722,12 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
         return kv_fail(err, KV_EMISUSE, "policy '%s': a variance over rows needs window >= 2", who);
     if (s->layers == KV_LAYERS_CAKE && (!(s->tau1 > 0) || !(s->tau2 > 0) || s->window < 2))
         return kv_fail(err, KV_EMISUSE, "policy '%s': layers=cake needs tau1, tau2 > 0 and window >= 2", who);
+    if (s->heads == KV_HEADS_TABLE && s->layers != KV_LAYERS_UNIFORM)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': heads=table spreads over the whole model; leave layers=uniform",
+                       who);
+    if (s->select == KV_SELECT_CHUNKS && (s->protect_sink || s->protect_recent || s->protect_segment))
+        return kv_fail(err, KV_EMISUSE,
+                       "policy '%s': whole chunks compete by their mean; protection has no place in it", who);
     if (s->heads == KV_HEADS_TABLE && !s->importance)
         return kv_fail(err, KV_EMISUSE, "policy '%s' needs importance=FILE.npy, one number per layer and query head",
                        who);

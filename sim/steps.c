@@ -144,8 +144,8 @@ static kv_status start_unit(const kv_plan *p, size_t i, const kv_budget_resolved
     }
     if (c->recent > capacity) c->recent = capacity;
     c->keep = capacity - c->recent;
-    if (cake && !st) { /* the layer's share in the last stage, which may be more than the cascade left it */
-        c->recent = s->window < L ? s->window : L;
+    if (cake && !st) {         /* the layer's share in the last stage, which may be more than the cascade left it */
+        c->recent = s->window; /* decoded rows fill it where the prompt is shorter */
         st = kv_plan_decode_keep(p, i, &whole, l->order, &c->keep, err);
     }
     for (uint32_t k = 0; k < c->n && rule->flags & KV_RULE_ACCUMULATES; k++) {
@@ -237,10 +237,10 @@ kv_status kv_step_rows(const kv_plan *p, size_t i, const kv_budget_resolved *b, 
 
 /* H2O's masking variant (FMInference/H2O utils_hh/modify_llama.py) and VATP, which grew out of it (guozhiyu/vatp, the
  * same file). Rows are softmaxed over the tokens their mask shows; scores of hidden tokens are lost, those of the last
- * `recent` are not. H2O   the mask of the next row protects one slot less than the scores do, so a token that leaves
- * the recent span is invisible for one row unless it is heavy VATP  every weight counts times ||v||_1, the first
+ * `recent` are not. In H2O the mask of the next row protects one slot less than the scores do, so a token that leaves
+ * the recent span is invisible for one row unless it is heavy. In VATP every weight counts times ||v||_1, the first
  * `sinks` scores are forced above all others, and the mask shares memory with the one of the scores, so one token more
- * than heavy + recent stays visible Both hide nothing while int(recent_ratio L) is 0. */
+ * than heavy + recent stays visible. Both hide nothing while int(recent_ratio L) is 0. */
 kv_status kv_hide_rows(const kv_spec *s, kv_layer *l, kv_schedule *out, kv_error *err)
 {
     const kv_scene *sc = l->scene;

@@ -391,17 +391,6 @@ static bool undefined(const kv_spec *s, const kv_budget_resolved *c)
     return c->tokens < s->window && (s->heads == KV_HEADS_TABLE || s->layers == KV_LAYERS_LAVA_CODE);
 }
 
-/* NEEDSWORK: cases in which the program is known to differ; a line goes when its cause is mended. */
-static bool pending(const kv_world *w, const kv_spec *s, const kv_budget_resolved *c)
-{
-    if (s->heads == KV_HEADS_SAFEGUARD && c->tokens < s->window) return true; /* the first heads take all the slots */
-    if (s->heads == KV_HEADS_SAFEGUARD && s->select == KV_SELECT_TWO_STAGE && s->alpha > 0.2)
-        return true; /* immune entries may lose to stage two */
-    if (s->heads == KV_HEADS_TABLE && floor(c->tokens / s->beta) > floor_div(c->tokens, s->beta))
-        return true;                                                /* quotient rounded up to a whole number */
-    return s->select == KV_SELECT_CHUNKS && w->L < s->chunk_length; /* kvpress falls back to the plain score */
-}
-
 /* What CAKE's decode may hold: the last stage's budgets, or C - w everywhere when the prompt was not cut. */
 static bool decode_keeps(const kv_world *w, const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_error *e)
 {
@@ -435,7 +424,7 @@ static void compare(const kv_world *w, const char *policies, const char *budgets
         for (size_t l = 0; l < w->n_layer; l++) scores_of(w, s, l, x + l * U * w->L);
         for (size_t b = 0; b < n_budget && !st; b++) {
             kv_budget_resolved c = kv_budget_resolve(&budget[b], w->L, 8, 1, 1);
-            if (undefined(s, &c) || pending(w, s, &c)) continue;
+            if (undefined(s, &c)) continue;
             kv_gap = 1;
             twin(w, s, &c, x, twins, want);
             st = kv_plan_counts(&run.plan, i, &c, n, &e);
