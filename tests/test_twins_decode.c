@@ -246,8 +246,6 @@ static void test_rules(void)
                 uint32_t counts[2 * 32], C = budgets[b];
                 kv_budget_resolved c = kv_tokens(&w, C);
                 if (p->decode == KV_DECODE_CAKE && C < p->window) continue; /* CAKE has no cache below the window */
-                if (p->layers == KV_LAYERS_CAKE && L < p->window && C > L)
-                    continue; /* NEEDSWORK: the window stays as short as the prompt was */
                 if (p->decode == KV_DECODE_H2O_MASK && b) continue; /* it knows no budget */
                 st = kv_plan_counts(&run.plan, i, &c, counts, &e);
                 for (uint32_t l = 0; l < w.n_layer && !st; l++) {
