@@ -107,7 +107,11 @@ static kv_status run_recover(int argc, char **argv, int *code, kv_error *err)
         goto out;
     }
     bool ids = kv_trace_has(t, KV_S_TOKENS, 0, 0, 0, part.n_token);
-    bool lost = d.bad_chunks || layers || tokens || !ids;
+    /* a capture writes per-token NLL last: without it, and without a footer, the end is missing although all layers are
+     * there */
+    bool nll = d.finished || !t->info.model_sha256 || !strcmp(t->info.record, "tokens") ||
+               kv_trace_has(t, KV_S_NLL, 0, 0, 0, 1);
+    bool lost = d.bad_chunks || layers || tokens || !ids || !nll;
     printf("%s: %u of %u layers, %u of %u tokens, %" PRIu64 " chunks%s\n", rest.v[1], part.n_layer, t->info.n_layer,
            part.n_token, t->info.n_token, c.chunks, lost ? "" : ", nothing lost");
     if (lost)
