@@ -69,7 +69,7 @@ static kv_status print_policy(const char *name, kv_error *err)
     kv_status st = kv_spec_parse(name, &s, &n, err);
     for (size_t k = 0; k < n && !st; k++) {
         const kv_policy *p = s[k].row;
-        unsigned needs = kv_scorer_needs(&s[k]) | kv_decode_rules[s[k].decode].needs;
+        unsigned needs = kv_spec_needs(&s[k]);
         const char *at = NULL;
         char key[48], value[256];
         printf("%s\n  %s\n  paper     %s\n  source    %s\n  verified  %s\n  nested    %s\n", p->name, p->summary,
@@ -80,7 +80,8 @@ static kv_status print_policy(const char *name, kv_error *err)
                    : needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), "
                                              : "",
                    kv_scorers[s[k].scorer]->future ? "the measured rows themselves (an oracle), " : "",
-                   needs & KV_NEED_WO ? "W_O, " : "", "keys and values");
+                   needs & KV_NEED_WO ? "W_O, " : "",
+                   s[k].layer_weight ? "norms of the residual stream, keys and values" : "keys and values");
             const kv_decode_rule *rule = &kv_decode_rules[s[k].decode];
             printf("  phase     %s; %s\n", s[k].prompt_cut ? "the decode rule cuts the prompt too" : "one cut",
                    s[k].decode ? rule->help : "every later token is kept");

@@ -275,16 +275,9 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
         }
         if (spec[i].file) continue;
         work = true;
-        p->needs |= kv_scorer_needs(&spec[i]);
-        if (spec[i].layers == KV_LAYERS_CAKE) p->needs |= KV_NEED_WINDOW;
+        p->needs |= kv_spec_needs(&spec[i]);
         p->ranking[r].want_preference |= spec[i].layers == KV_LAYERS_CAKE;
         p->ranking[r].want_spread |= spec[i].layers == KV_LAYERS_LAVA || spec[i].layers == KV_LAYERS_LAVA_CODE;
-        if (spec[i].value == KV_VALUE_WO_L1 || spec[i].value == KV_VALUE_WO_SHARE ||
-            spec[i].select == KV_SELECT_TWO_STAGE || spec[i].layer_weight)
-            p->needs |= KV_NEED_WO;
-        if (spec[i].value == KV_VALUE_LOO || spec[i].select == KV_SELECT_MASS) p->needs |= KV_NEED_WINDOW;
-        if (spec[i].decode) p->needs |= KV_NEED_FUTURE;
-        p->needs |= kv_decode_rules[spec[i].decode].needs;
         if (spec[i].decode && !p->max_window) p->max_window = 1; /* the prompt's last row may decide */
         if (spec[i].window > p->max_window) p->max_window = spec[i].window;
     }

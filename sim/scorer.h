@@ -43,8 +43,8 @@ extern const size_t kv_n_scorers;
     /* one name a line */
 /* clang-format on */
 
-/* KV_NEED_* of a policy's scorer, a plug-in's own among them. */
-unsigned kv_scorer_needs(const kv_spec *s);
+/* KV_NEED_* of a policy: its scorer, a plug-in's own, value term, allocators, selection and decode rule. */
+unsigned kv_spec_needs(const kv_spec *s);
 
 /* ---- shared steps (reduce.c) ---- */
 /* Units of a layer at a granularity, and the query heads that unit u reads: heads first..first+count-1. */

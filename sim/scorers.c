@@ -1,5 +1,6 @@
 /* scorers.c - the list of scorers. */
 #include "sim/plugin.h"
+#include "sim/schedule.h"
 #include "sim/scorer.h"
 
 #define X(name) extern const kv_scorer kv_scorer_##name;
@@ -10,7 +11,14 @@ const kv_scorer *const kv_scorers[] = {KV_SCORER_LIST(X)};
 #undef X
 const size_t kv_n_scorers = sizeof kv_scorers / sizeof *kv_scorers;
 
-unsigned kv_scorer_needs(const kv_spec *s)
+unsigned kv_spec_needs(const kv_spec *s)
 {
-    return kv_scorers[s->scorer]->needs | (s->plugin ? kv_plug_needs(s->plugin) : 0);
+    unsigned n = kv_scorers[s->scorer]->needs | kv_decode_rules[s->decode].needs;
+    if (s->plugin) n |= kv_plug_needs(s->plugin);
+    if (s->layers == KV_LAYERS_CAKE || s->value == KV_VALUE_LOO || s->select == KV_SELECT_MASS) n |= KV_NEED_WINDOW;
+    if (s->value == KV_VALUE_WO_L1 || s->value == KV_VALUE_WO_SHARE || s->select == KV_SELECT_TWO_STAGE ||
+        s->layer_weight)
+        n |= KV_NEED_WO;
+    if (s->decode) n |= KV_NEED_FUTURE;
+    return n;
 }
