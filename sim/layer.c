@@ -144,7 +144,7 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
 void kv_layer_free(kv_layer *l)
 {
     free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->colsum),
-        free(l->probs);
+        free(l->probs), free(l->basis);
     *l = (kv_layer){0};
 }
 

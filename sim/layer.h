@@ -44,7 +44,8 @@ typedef struct {
     float *colsum;       /* [n_q_head][L], or NULL */
     /* softmax rows of a window, computed once per window length and shared by the scorers of a layer */
     uint32_t probs_window;
-    float *probs; /* [n_q_head][probs_window][L] */
+    float *probs;  /* [n_q_head][probs_window][L] */
+    double *basis; /* [2][n_kv_head][d][d] of keys and values (mixdim.h), or NULL before they are asked for */
 } kv_layer;
 
 /* Load what the needs say. A layer belongs to one thread. */

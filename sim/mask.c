@@ -163,10 +163,7 @@ kv_status kv_mask_write(const char *path, const kv_plan *p, size_t i, const kv_b
         if ((st = make_schedule(p, i, c, counts, l, &s, err))) break;
         if (s.seen && !seen && !(st = kv_array(&seen, (sc->n_row + 1) * sc->info->n_layer * U * bytes, 1, err)))
             memset(seen, 0xff, (sc->n_row + 1) * sc->info->n_layer * U * bytes);
-        for (size_t u = 0; u < U && !st; u++) {
-            counts[l * U + u] = 0;
-            for (uint32_t k = 0; k < L; k++) counts[l * U + u] += kv_schedule_visible(&s, sc, (uint32_t)u, k, 0);
-        }
+        for (size_t u = 0; u < U && !st; u++) counts[l * U + u] = kv_schedule_slots(&s, sc, (uint32_t)u);
         if (s.seen && !st)
             for (size_t row = 0; row <= sc->n_row; row++)
                 memcpy(seen + (row * sc->info->n_layer + sc->evict[l]) * U * bytes, s.seen + row * U * bytes,

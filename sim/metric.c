@@ -32,7 +32,7 @@ const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
      "metrics.md 1.5: which of them stay is decided by the tie rule alone"},
     {"total_variation", "share", "lower",
      "1/2 sum |p - p_hat| over all positions; mean over rows, query heads, layers. Stored where positions are cache "
-     "slots (reindex=1): "
+     "slots (reindex=1) or keys are projected (select=mixdim): "
      "everywhere else it is 1 - recall",
      "design.md 4, metrics.md 1.2"},
 };

@@ -33,7 +33,7 @@ typedef struct {
     double recall, nats, recall_min;
     double recall_prompt; /* over n_prompt rows that give the prompt any mass */
     double contested_kept, contested_all;
-    double total_variation;                              /* of re-rotated positions (reindex=1) only */
+    double total_variation;                              /* where keys change: reindex=1, select=mixdim */
     double head_error, value_distance;                   /* the latter over n_distance rows that lost anything */
     uint32_t n, n_prompt, n_capped, n_distance, n_whole; /* n_whole: rows that saw everything */
 } kv_head_sums;

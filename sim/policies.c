@@ -248,5 +248,11 @@ const kv_policy kv_policies[] = {
      "HAE, arXiv 2602.02197 (its decode part)",
      "no public code; guessed: the score, the batch of 16, that the bin stays visible", OURS, "no: renormalised scores",
      "score=colsum,window=32,group_reduce=mean,decode=h2o,recent=32,bin=16"},
+    {"mixdim.ours", "some dimensions of every token, least loss by window attention", "MixedDimKV, arXiv 2603.20616",
+     "no public code; definition (policies.md 8.7)",
+     NO_CODE "the loss (attention times what projection leaves out of key and value), the PCA basis per head (not "
+             "counted), ranks 0, d/8, d/4, d/2, d, rounding by convex hulls, the window",
+     "no: a longer step may take the place of a shorter one",
+     "score=window,window=32,row_reduce=mean,group_reduce=mean,select=mixdim"},
     {NULL, NULL, NULL, NULL, NULL, NULL, NULL},
 };

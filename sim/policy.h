@@ -61,9 +61,10 @@ typedef enum {
     KV_SELECT_CHUNKS,    /* whole chunks by mean score, shared by the layer (ChunkKV) */
     KV_SELECT_TWO_STAGE, /* a share by the score, the rest by score times projected value norm (CriticalKV) */
     KV_SELECT_BLOCKS, /* the prompt in blocks, re-scored by key diversity after each (kvpress BlockPress + KeyDiff) */
-    KV_SELECT_MASS, /* what carries most of the window's mean attention first, the rest one flat top-k (DefensiveKV) */
-    KV_SELECT_SPANS /* the best spans of the layer first, each in the heads that score it most, the rest one flat top-k
-                     */
+    KV_SELECT_MASS,  /* what carries most of the window's mean attention first, the rest one flat top-k (DefensiveKV) */
+    KV_SELECT_SPANS, /* the best spans of the layer first, each in the heads that score it most, the rest one flat top-k
+                      */
+    KV_SELECT_MIXDIM /* every token some dimensions of its key and value, by losses (MixedDimKV, mixdim.h) */
 } kv_select;
 typedef enum {
     KV_DECODE_KEEP,

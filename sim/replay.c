@@ -1,5 +1,6 @@
 /* replay.c - the metric pass. */
 #include "sim/replay.h"
+#include "sim/mixdim.h"
 #include "sim/reindex.h"
 #include "sim/schedule.h"
 
@@ -254,7 +255,9 @@ static kv_status measure_schedule(task *t, size_t point, const kv_schedule *sch,
         size_t rows = T - r0 < ROWS ? T - r0 : ROWS;
         for (uint32_t h0 = 0; h0 < l->n_q_head && !st; h0 += (uint32_t)g) {
             uint32_t u = U == 1 ? 0 : h0 / (uint32_t)g, n = 0;
-            const float *K = l->k + (size_t)(h0 / l->group) * N * d, *V = l->v + (size_t)(h0 / l->group) * N * d;
+            size_t kv = (size_t)(h0 / l->group) * N * d;
+            const float *K = l->k + kv, *V = l->v + kv, *V_hat = sch->v ? sch->v + kv : V;
+            bool reduced = sch->k && sch->slots[u] < sc->n_cut;
             for (size_t r = 0; r < rows && !st; r++) {
                 size_t row = sc->row_first + r0 + r;
                 n = visible(sch, sc, u, (uint32_t)(r0 + r), n, list);
@@ -271,21 +274,25 @@ static kv_status measure_schedule(task *t, size_t point, const kv_schedule *sch,
                     size_t h = h0 + k, at = h * T + r0 + r;
                     float *o_hat = hat + (g + k) * d;
                     double distance = 0;
-                    if (reindex && n <= row) { /* a whole cache has every key in its place */
+                    bool whole = n == row + 1 && !reduced; /* has every key in its place */
+                    if ((reindex || sch->k) && !whole) {
                         kv_attn_shape shape = {1, row + 1, d, row, 0, l->scale, l->softcap};
                         if (!kv_probs(&shape, q + k * d, K, p))
                             st = kv_fail(err, KV_ENOMEM, "out of memory");
+                        else if (sch->k)
+                            kv_mixdim_row(l, (uint32_t)h, (uint32_t)(r0 + r), sch->k + kv, list, n, p, weight,
+                                          &distance);
                         else
                             st = kv_reindex_row(l, (uint32_t)h, (uint32_t)(r0 + r), list, n, p, weight, &distance, err);
                         for (size_t j = 0; j < d && errors && !st; j++) {
                             double x = 0;
-                            for (uint32_t i = 0; i < n; i++) x += weight[i] * V[list[i] * d + j];
+                            for (uint32_t i = 0; i < n; i++) x += weight[i] * V_hat[list[i] * d + j];
                             o_hat[j] = (float)x;
                         }
                         sums(t, point, (uint32_t)h)->total_variation += distance;
                     }
                     account(sums(t, point, (uint32_t)h), mass[g + k], contest ? cmass[g + k] : 0, mass[g + k] - mass[k],
-                            t->base_mass[at], t->o + at * d, o_hat, norm2(t->o + at * d, d), d, n == row + 1, errors,
+                            t->base_mass[at], t->o + at * d, o_hat, norm2(t->o + at * d, d), d, whole, errors,
                             diff ? diff + r * width + h * d : NULL);
                 }
             }
@@ -304,16 +311,16 @@ static kv_status measure_schedule(task *t, size_t point, const kv_schedule *sch,
 static void ledger(task *t, size_t point, const kv_schedule *sch)
 {
     const kv_scene *sc = t->plan->scene;
-    for (uint32_t u = 0; u < sch->n_unit; u++) {
-        uint32_t kept = 0;
-        for (uint32_t i = 0; i < sc->n_cut; i++) kept += kv_schedule_visible(sch, sc, u, i, 0);
-        t->point[point].counts[t->l.order * sch->n_unit + u] = kept;
-    }
+    for (uint32_t u = 0; u < sch->n_unit; u++)
+        t->point[point].counts[t->l.order * sch->n_unit + u] = kv_schedule_slots(sch, sc, u);
     kv_row_slots *rs = &t->out->rows[point * sc->n_evict + t->l.order];
     for (uint32_t r = 0; r < sc->n_row; r++) {
         uint64_t now = 0;
-        for (uint32_t u = 0; u < sch->n_unit; u++)
-            for (uint32_t i = 0; i <= sc->row_first + r; i++) now += kv_schedule_visible(sch, sc, u, i, r);
+        for (uint32_t u = 0; u < sch->n_unit; u++) {
+            now += sch->slots ? sch->slots[u] : 0;
+            for (uint32_t i = sch->slots ? sc->n_cut : 0; i <= sc->row_first + r; i++)
+                now += kv_schedule_visible(sch, sc, u, i, r);
+        }
         rs->sum += now;
         if (now > rs->peak) rs->peak = now;
     }

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "sim/mixdim.h"
 #include "sim/select.h"
 
 bool kv_schedule_needed(const kv_spec *s)
@@ -18,7 +19,7 @@ bool kv_schedule_used(const kv_plan *p, size_t i)
 
 void kv_schedule_free(kv_schedule *s)
 {
-    free(s->at), free(s->seen);
+    free(s->at), free(s->seen), free(s->k), free(s->v), free(s->slots);
     *s = (kv_schedule){0};
 }
 
@@ -27,6 +28,14 @@ bool kv_schedule_visible(const kv_schedule *s, const kv_scene *sc, uint32_t u, u
     if (s->seen) return s->seen[((size_t)r * s->n_unit + u) * ((sc->n_token + 7) / 8) + p / 8] >> (p % 8) & 1;
     int32_t at = s->at[(size_t)u * sc->n_token + p];
     return at < 0 || (uint32_t)at > r;
+}
+
+uint32_t kv_schedule_slots(const kv_schedule *s, const kv_scene *sc, uint32_t u)
+{
+    uint32_t n = 0;
+    if (s->slots) return s->slots[u];
+    for (uint32_t i = 0; i < sc->n_cut; i++) n += kv_schedule_visible(s, sc, u, i, 0);
+    return n;
 }
 
 kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
@@ -51,6 +60,8 @@ kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved 
         st = kv_select_blocks(p, i, c, l, out->at, err);
     else if (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS)
         st = kv_select_first(p, i, c, counts, l, out->at, err);
+    else if (s->select == KV_SELECT_MIXDIM)
+        st = kv_mixdim_make(p, i, counts, l, out, err);
     else if (kv_decode_rules[s->decode].flags & KV_RULE_HIDES)
         st = kv_hide_rows(s, l, out, err);
     else

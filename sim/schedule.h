@@ -7,10 +7,13 @@
 
 typedef struct {
     uint32_t n_unit;
-    int32_t *at;   /* [n_unit][n_token] evicted_at: -1 = never, t = visible to measured rows before row t and to none
-                      after (0 = gone   when the prompt is cut) */
-    uint8_t *seen; /* NULL, or [n_row+1][n_unit][(n_token+7)/8]: bit p of row r = row r may attend to p (entry n_row:
-                      the row after the last), for rules whose entries come back; `at` is then -1 throughout */
+    int32_t *at;     /* [n_unit][n_token] evicted_at: -1 = never, t = visible to measured rows before row t and to none
+                        after (0 = gone   when the prompt is cut) */
+    uint8_t *seen;   /* NULL, or [n_row+1][n_unit][(n_token+7)/8]: bit p of row r = row r may attend to p (entry n_row:
+                        the row after the last), for rules whose entries come back; `at` is then -1 throughout */
+    float *k, *v;    /* NULL, or [n_kv_head][n_token][d]: what rows attend to instead of the layer's keys and values */
+    uint32_t *slots; /* NULL, or [n_unit]: slots that the prompt's entries fill where they are not whole ones; all of
+                        the prompt = nothing is missing */
 } kv_schedule;
 
 /* True when policies of this spec need schedules instead of prefixes. */
@@ -21,6 +24,8 @@ bool kv_schedule_used(const kv_plan *p, size_t i);
 kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
                            kv_schedule *out, kv_error *err);
 void kv_schedule_free(kv_schedule *s);
+/* Slots of unit u right after the cut. */
+uint32_t kv_schedule_slots(const kv_schedule *s, const kv_scene *sc, uint32_t u);
 /* Is position p visible to measured row r (n_row: after the last) for unit u? p must exist by then. */
 bool kv_schedule_visible(const kv_schedule *s, const kv_scene *sc, uint32_t u, uint32_t p, uint32_t r);
 

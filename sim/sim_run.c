@@ -258,8 +258,9 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         for (uint32_t l = 0; l < sc.n_evict; l++)
             kv_plan_ambiguous(&plan, point[i].spec, point[i].counts, l, &tie[l].tied, &tie[l].kept);
         /* total variation is 1 - recall, and the distance of the means a quotient of the two errors, unless keys were
-         * rotated anew */
-        unsigned shown = o->wanted & ~(1u << (run.spec->reindex ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
+         * rotated anew or are only in part there */
+        bool other = run.spec->reindex || run.spec->select == KV_SELECT_MIXDIM;
+        unsigned shown = o->wanted & ~(1u << (other ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
         run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head,
                                        rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL, tie, number, sc.n_evict,
                                        sc.info->n_q_head, sc.n_row, shown, o->detail, value);

@@ -388,7 +388,7 @@ static const slot SLOTS[] = {
      0,
      0,
      R_RANK | R_COUNT,
-     "prefix|chunks|two-stage|blocks|mass-first|spans-first",
+     "prefix|chunks|two-stage|blocks|mass-first|spans-first|mixdim",
      "how a kept set is taken from scores"},
     {"sinks",
      {0},
@@ -733,6 +733,8 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
                        who);
     if (s->select == KV_SELECT_TWO_STAGE && s->granularity != KV_GRAN_KV_HEAD)
         return kv_fail(err, KV_EMISUSE, "policy '%s': select=two-stage works per KV head", who);
+    if (s->select == KV_SELECT_MIXDIM && s->granularity != KV_GRAN_KV_HEAD)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': select=mixdim works per KV head", who);
     if (s->select == KV_SELECT_CHUNKS && (s->heads || s->layers))
         return kv_fail(err, KV_EMISUSE, "policy '%s': select=chunks needs heads=uniform and layers=uniform", who);
     if (s->page > 1 && (s->select || s->decode))

@@ -19,6 +19,11 @@ P
         ok kv-sim run t.kvt -p $p -p mask:kept.npy -b 25% --detail head --db r.db
         check "$p: the mask measures what the policy does" test "$(python3 same.py)" = same
     done
+    rm -f r.db
+    ok kv-sim run t.kvt -p mixdim.ours -b 25% --db r.db
+    check 'mixdim.ours: total variation instead of the distance of the means, within the budget' test "$(python3 -c 'import sqlite3
+d = sqlite3.connect("r.db")
+print(sorted(m for m, in d.execute("SELECT DISTINCT metric FROM v_metric") if m in ("total_variation", "value_distance")), *d.execute("SELECT overspent FROM v_run"))')" = "['total_variation'] (0,)"
 else
     skip 'python3 is not installed: databases cannot be compared'
 fi
