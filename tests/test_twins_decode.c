@@ -246,7 +246,7 @@ static void test_rules(void)
                 uint32_t counts[2 * 32], C = budgets[b];
                 kv_budget_resolved c = kv_tokens(&w, C);
                 if (p->decode == KV_DECODE_CAKE && C < p->window) continue; /* CAKE has no cache below the window */
-                if (p->decode == KV_DECODE_H2O_MASK && b) continue; /* it knows no budget */
+                if (p->decode == KV_DECODE_H2O_MASK && b) continue;         /* it knows no budget */
                 st = kv_plan_counts(&run.plan, i, &c, counts, &e);
                 for (uint32_t l = 0; l < w.n_layer && !st; l++) {
                     st = kv_run_seen(&run, &w, i, &c, counts, l, got, &e);
