@@ -2,6 +2,7 @@
  * Sums are double in a fixed order, rounded once to float. */
 #include <stdlib.h>
 
+#include "sim/dmath.h"
 #include "sim/scorer.h"
 
 uint32_t kv_unit_count(const kv_layer *l, uint32_t granularity)
@@ -74,4 +75,36 @@ void kv_spread_kv(const kv_layer *l, const kv_spec *s, const float *per_kv, floa
                                : s->granularity == KV_GRAN_QUERY_HEAD ? per_kv[u / l->group * L + i]
                                                                       : per_kv[u * L + i];
         }
+}
+
+kv_status kv_score_norms(const kv_layer *l, const kv_spec *s, const float *x, float sign, float *score, kv_error *err)
+{
+    float *per_kv = NULL;
+    kv_status st = kv_array(&per_kv, (size_t)l->n_kv_head * l->L, sizeof *per_kv, err);
+    if (st) return st;
+    for (uint32_t h = 0; h < l->n_kv_head; h++)
+        for (uint32_t i = 0; i < l->L; i++)
+            per_kv[(size_t)h * l->L + i] = sign * (float)kv_norm(l->d, x + ((size_t)h * l->scene->n_token + i) * l->d);
+    kv_spread_kv(l, s, per_kv, score);
+    free(per_kv);
+    return KV_OK;
+}
+
+void kv_key_diversity(const kv_layer *l, uint32_t h, uint32_t n, const uint32_t *idx, double *anchor, float *score)
+{
+    const float *keys = l->k + (size_t)h * l->scene->n_token * l->d;
+    double square = 0;
+    memset(anchor, 0, l->d * sizeof *anchor);
+    for (uint32_t i = 0; i < n; i++) {
+        const float *k = keys + (size_t)(idx ? idx[i] : i) * l->d;
+        double floor_norm = fmax(kv_norm(l->d, k), 1e-12);
+        for (uint32_t j = 0; j < l->d; j++) anchor[j] += k[j] / floor_norm;
+    }
+    for (uint32_t j = 0; j < l->d; j++) anchor[j] /= n, square += anchor[j] * anchor[j];
+    for (uint32_t i = 0; i < n; i++) {
+        const float *k = keys + (size_t)(idx ? idx[i] : i) * l->d;
+        double dot = 0;
+        for (uint32_t j = 0; j < l->d; j++) dot += k[j] * anchor[j];
+        score[i] = (float)-(dot / (fmax(kv_norm(l->d, k), 1e-8) * fmax(sqrt(square), 1e-8)));
+    }
 }

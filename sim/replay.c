@@ -10,6 +10,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
+#include "sim/dmath.h"
 #include "traces/cli.h"
 
 enum { ROWS = 128 }; /* rows in flight: bounds the memory of all points' outputs */
@@ -99,13 +100,6 @@ static kv_status contested_total(task *t, kv_error *err)
     return st;
 }
 
-static double norm2(const float *x, size_t n)
-{
-    double s = 0;
-    for (size_t i = 0; i < n; i++) s += (double)x[i] * x[i];
-    return sqrt(s);
-}
-
 static int by_count(const void *a, const void *b)
 {
     uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -177,7 +171,7 @@ static kv_status measure(task *t, size_t ranking, const size_t *points, size_t n
             memcpy(lse + g * n, t->lse + from, n * sizeof *lse);
             memcpy(base_mass + g * n, t->base_mass + from, n * sizeof *base_mass);
             memcpy(base_out + g * n * d, t->base_out + from * d, n * d * sizeof *base_out);
-            for (size_t r = 0; r < n; r++) norm_o[g * n + r] = norm2(t->o + (from + r) * d, d);
+            for (size_t r = 0; r < n; r++) norm_o[g * n + r] = kv_norm(d, t->o + (from + r) * d);
         }
         if (!kv_prefix(rows, d, q, lse, l->scale, l->softcap, l->k + kv, l->v + kv, sc->n_cut,
                        rk->order + (l->order * U + u) * sc->n_cut, n_check, check, base_mass, base_out,
@@ -292,7 +286,7 @@ static kv_status measure_schedule(task *t, size_t point, const kv_schedule *sch,
                         sums(t, point, (uint32_t)h)->total_variation += distance;
                     }
                     account(sums(t, point, (uint32_t)h), mass[g + k], contest ? cmass[g + k] : 0, mass[g + k] - mass[k],
-                            t->base_mass[at], t->o + at * d, o_hat, norm2(t->o + at * d, d), d, whole, errors,
+                            t->base_mass[at], t->o + at * d, o_hat, kv_norm(d, t->o + at * d), d, whole, errors,
                             diff ? diff + r * width + h * d : NULL);
                 }
             }

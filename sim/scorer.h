@@ -56,6 +56,12 @@ kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *
 /* x[0..n) smoothed in place; tmp holds n floats. avg divides by the kernel also at the ends (torch counts the zero
  * padding); max takes the neighbours there are. */
 void kv_pool(uint32_t pooling, uint32_t kernel, size_t n, float *x, float *tmp);
+/* sign * L2 norm of every key or value (x = l->k or l->v), spread to units. */
+kv_status kv_score_norms(const kv_layer *l, const kv_spec *s, const float *x, float sign, float *score, kv_error *err);
+/* KeyDiff (arXiv 2504.15364, as kvpress runs it): score[j] = minus the cosine between key idx[j] (NULL: j) of KV head h
+ * and the mean direction of these n keys. Norms have the floors of torch's normalize (1e-12) and cosine_similarity
+ * (1e-8), so a zero key scores 0. anchor [d] is scratch. */
+void kv_key_diversity(const kv_layer *l, uint32_t h, uint32_t n, const uint32_t *idx, double *anchor, float *score);
 /* The same for values per KV head: copied to query heads, or averaged over the layer. per_kv is [n_kv_head][L]. */
 void kv_spread_kv(const kv_layer *l, const kv_spec *s, const float *per_kv, float *score);
 

@@ -207,29 +207,6 @@ kv_status kv_select_two_stage(const kv_plan *p, size_t i, const kv_budget_resolv
 }
 
 /* ------------------------------------------------------------------------------------------------ blocks */
-/* score[j] = -cos(k_j, mean of the normalised keys) over n entries idx of a KV head. */
-static void key_diversity(const kv_layer *l, uint32_t h, uint32_t n, const uint32_t *idx, double *anchor, float *score)
-{
-    const float *K = l->k + (size_t)h * l->scene->n_token * l->d;
-    memset(anchor, 0, l->d * sizeof *anchor);
-    for (uint32_t j = 0; j < n; j++) {
-        const float *k = K + (size_t)idx[j] * l->d;
-        double n2 = 0;
-        for (uint32_t c = 0; c < l->d; c++) n2 += (double)k[c] * k[c];
-        double inv = 1 / (n2 > 0 ? sqrt(n2) : 1e-12);
-        for (uint32_t c = 0; c < l->d; c++) anchor[c] += k[c] * inv / n;
-    }
-    double a2 = 0;
-    for (uint32_t c = 0; c < l->d; c++) a2 += anchor[c] * anchor[c];
-    for (uint32_t j = 0; j < n; j++) {
-        const float *k = K + (size_t)idx[j] * l->d;
-        double dot = 0, n2 = 0;
-        for (uint32_t c = 0; c < l->d; c++) dot += anchor[c] * k[c], n2 += (double)k[c] * k[c];
-        double den = sqrt(a2) * sqrt(n2);
-        score[j] = (float)(-dot / (den > 1e-8 ? den : 1e-8));
-    }
-}
-
 kv_status kv_select_blocks(const kv_plan *p, size_t i, const kv_budget_resolved *c, kv_layer *l, int32_t *at,
                            kv_error *err)
 {
@@ -247,7 +224,7 @@ kv_status kv_select_blocks(const kv_plan *p, size_t i, const kv_budget_resolved 
         for (uint32_t from = C; from < L && !st; from += s->block_size) {
             uint32_t end = from + s->block_size < L ? from + s->block_size : L, n = C;
             for (uint32_t k = from; k < end; k++) idx[n++] = k;
-            key_diversity(l, h, n, idx, anchor, score);
+            kv_key_diversity(l, h, n, idx, anchor, score);
             if (!kv_rank(n, score, order)) st = kv_fail(err, KV_ENOMEM, "out of memory");
             for (uint32_t k = 0; k < C && !st; k++) next[k] = idx[order[k]];
             memcpy(idx, next, C * sizeof *idx);
