@@ -182,6 +182,11 @@ uint32_t kv_tokenizer_eos(const kv_tokenizer *t)
     return t->v.eos;
 }
 
+const char *kv_tokenizer_template(const kv_tokenizer *t)
+{
+    return t->v.chat_template;
+}
+
 /* ------------------------------------------------------------------------------------------------ one text */
 
 /* A stretch of the text: a special token, or text still to be tokenised (id KV_NONE). */

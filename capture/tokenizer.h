@@ -23,6 +23,14 @@ void kv_tokens_free(kv_tokens *t);
 const char *kv_token_bytes(const kv_tokenizer *t, uint32_t id, size_t *n);
 const char *kv_tokenizer_describe(const kv_tokenizer *t); /* "byte-level BPE, pre smollm, 49152 tokens" */
 uint32_t kv_tokenizer_eos(const kv_tokenizer *t);         /* UINT32_MAX when the file names none */
+/* The chat template as the model's files give it (Jinja), NULL when they give none. */
+const char *kv_tokenizer_template(const kv_tokenizer *t);
 void kv_tokenizer_close(kv_tokenizer *t);
+
+/* The tokenizer of a Hugging Face folder: FOLDER/tokenizer.json, and tokenizer_config.json for BOS, EOS and the chat
+ * template. n_vocab: rows of the embedding. KV_EMISSING: there is no tokenizer.json; KV_EUNSUPPORTED: it asks for what
+ * this program does not do (the message names it), and a guess would give other tokens. In both cases the model can
+ * be run on token ids all the same. Every other error means that the file is damaged. */
+kv_status kv_tokenizer_open_hf(const char *folder, uint32_t n_vocab, kv_tokenizer **out, kv_error *err);
 
 #endif

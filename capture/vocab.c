@@ -263,6 +263,16 @@ static kv_status read_rules(const kv_gguf *g, kv_vocab *v, kv_error *err)
     return st;
 }
 
+static kv_status read_template(const kv_gguf *g, kv_vocab *v, kv_error *err)
+{
+    const kv_gguf_value *value = kv_gguf_find(g, "tokenizer.chat_template");
+    kv_slice s;
+    if (!value) return KV_OK;
+    if (!kv_gguf_string(value, &s)) return kv_fail(err, KV_EFORMAT, "tokenizer.chat_template is not a string");
+    v->chat_template = kv_format("%.*s", (int)s.n, s.p); /* a zero byte in it would end it: no harm done */
+    return v->chat_template ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for the chat template");
+}
+
 static kv_status read_kind(const kv_gguf *g, kv_vocab *v, kv_error *err)
 {
     const kv_gguf_value *kind = kv_gguf_find(g, "tokenizer.ggml.model"), *pre = kv_gguf_find(g, "tokenizer.ggml.pre");
@@ -297,7 +307,8 @@ kv_status kv_vocab_read(const kv_gguf *g, uint32_t n_vocab, kv_vocab *v, kv_erro
                        tokens->n, n_vocab);
     v->n = n_vocab;
     if ((st = read_types(g, v, err)) || (st = read_strings(g, tokens, v, err)) || (st = read_scores(g, v, err)) ||
-        (st = read_rules(g, v, err)) || (v->kind == KV_VOCAB_BPE && (st = read_merges(g, v, err)))) {
+        (st = read_rules(g, v, err)) || (st = read_template(g, v, err)) ||
+        (v->kind == KV_VOCAB_BPE && (st = read_merges(g, v, err)))) {
         kv_vocab_free(v);
         return st;
     }
@@ -317,6 +328,6 @@ kv_status kv_vocab_read(const kv_gguf *g, uint32_t n_vocab, kv_vocab *v, kv_erro
 void kv_vocab_free(kv_vocab *v)
 {
     kv_strmap_fini(&v->by_raw);
-    free(v->pool), free(v->raw), free(v->text), free(v->type), free(v->score), free(v->merge);
+    free(v->pool), free(v->raw), free(v->text), free(v->type), free(v->score), free(v->merge), free(v->chat_template);
     memset(v, 0, sizeof *v);
 }

@@ -35,7 +35,8 @@ typedef struct {
     uint32_t bos, eos, unk; /* KV_NONE when the file names none */
     int add_bos;            /* 1, 0, or -1: the file does not say */
     bool add_space_prefix;
-    size_t longest; /* bytes of the longest raw string */
+    char *chat_template; /* as the file gives it, or NULL */
+    size_t longest;      /* bytes of the longest raw string */
     kv_strmap by_raw;
     kv_merge *merge; /* open addressing */
     uint32_t merge_mask;
