@@ -146,10 +146,36 @@ kv_status kv_trace_finish(kv_trace_writer *w, kv_error *err);
 /* Stop without finishing: what was written stays under PATH.partial for `recover`. NULL accepted. */
 void kv_trace_abandon(kv_trace_writer *w);
 
+/* Where bytes come from that are not in memory yet: on their way from a device, say. A block is [head][plane][token x
+ * width]: `planes` byte planes, lowest first, of the elements in c->dtype (one plane: the elements themselves).
+ *   fill   start filling dst and return; whatever *ticket is then handed to
+ *   wait   returns when dst is complete; called from a compressor, once for each fill that succeeded, in any order
+ * The source outlives the next kv_trace_flush. */
+typedef struct {
+    void *ctx;
+    kv_status (*fill)(void *ctx, const kv_chunk *block, uint32_t planes, uint8_t *dst, uint64_t *ticket, kv_error *err);
+    kv_status (*wait)(void *ctx, uint64_t ticket, kv_error *err);
+} kv_trace_source;
+/* As kv_trace_put; fill is called from the caller's thread, block by block in the file's order. */
+kv_status kv_trace_put_from(kv_trace_writer *w, const kv_chunk *c, const kv_trace_source *src, kv_error *err);
+/* Wait until everything handed in is in the file. The first failure, if there was one. */
+kv_status kv_trace_flush(kv_trace_writer *w, kv_error *err);
+/* Where the ring's raw bytes lie from now on (page-locked memory, say), slot_bytes of it in every slot at once. `free`
+ * accepts NULL. Flushes first. */
+typedef struct {
+    void *(*alloc)(size_t n);
+    void (*free)(void *p);
+} kv_trace_memory;
+kv_status kv_trace_writer_memory(kv_trace_writer *w, const kv_trace_memory *room, size_t slot_bytes, kv_error *err);
+
 /* Bytes in and out per stream, for `info`, --dry-run checks and benches; arrays are indexed by stream number. */
 typedef struct {
     uint64_t raw[32], stored[32];
-    double compress_s; /* CPU seconds in zstd */
+    double compress_s; /* CPU seconds in zstd, of all `threads` */
+    double write_s;    /* seconds in write() and fdatasync() */
+    double wait_s;     /* seconds a caller waited for room in the ring */
+    double copy_s;     /* seconds a caller copied bytes into it */
+    uint32_t threads;
 } kv_trace_usage;
 kv_trace_usage kv_trace_writer_usage(const kv_trace_writer *w);
 kv_trace_usage kv_trace_reader_usage(const kv_trace *t);

@@ -2,8 +2,9 @@
  *
  *   kv_trace_put -> slot of a ring (EMPTY -> FULL) -> a compressor (BUSY -> DONE) -> the writer thread (-> EMPTY)
  *
- * The ring is the back-pressure: put waits for an empty slot. With threads = 0 put does all three steps itself. What
- * stands in the file depends on the calls only, never on time or threads. */
+ * The ring is the back-pressure: put waits for an empty slot. With threads = 0 put does all three steps itself. A block
+ * whose bytes are still on their way (kv_trace_put_from) is FULL at once; the compressor that takes it waits for them.
+ * What stands in the file depends on the calls only, never on time or threads. */
 #include "traces/format.h"
 
 #include <errno.h>
@@ -19,6 +20,9 @@ typedef struct {
     kvt_entry e;
     uint8_t *raw, *out; /* out: chunk header and frames */
     size_t raw_cap, out_cap, out_bytes;
+    bool split;                 /* raw is in planes already */
+    const kv_trace_source *src; /* NULL: raw is there */
+    uint64_t ticket;            /* of src */
     kv_status st;
     kv_error err;
 } slot;
@@ -41,7 +45,8 @@ struct kv_trace_writer {
     uint64_t ckpt_at, ckpt_prev; /* entries since entry ckpt_from are in no checkpoint yet */
     size_t ckpt_from;
     kv_trace_usage usage;
-    packer own; /* threads = 0 */
+    packer own;           /* threads = 0 */
+    kv_trace_memory room; /* where the slots' raw bytes lie */
 
     uint32_t n_thread;
     size_t n_slot, head, n_used; /* ring: slots head .. head+n_used-1 are in use */
@@ -132,8 +137,8 @@ static kv_status pack(packer *p, slot *s, kv_error *err)
     e->check = 0;
     for (uint32_t f = 0; f < e->frames; f++) {
         uint32_t plane = f % e->planes;
-        const uint8_t *raw = s->raw + (size_t)(f / e->planes) * frame_raw * e->planes;
-        if (e->planes > 1) {
+        const uint8_t *raw = s->raw + (size_t)(s->split ? f : f - plane) * frame_raw;
+        if (e->planes > 1 && !s->split) {
             if (!plane) split_planes(raw, frame_raw, e->planes, p->plane);
             raw = p->plane + plane * frame_raw;
         }
@@ -154,11 +159,21 @@ static kv_status pack(packer *p, slot *s, kv_error *err)
     return KV_OK;
 }
 
-static double thread_seconds(void)
+static double seconds(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A slot's bytes are complete: those on their way arrive, then they are compressed. *cpu_s += seconds of work. */
+static kv_status pack_when_there(packer *p, slot *s, double *cpu_s, kv_error *err)
+{
+    kv_status st = s->src ? s->src->wait(s->src->ctx, s->ticket, err) : KV_OK;
+    double t0 = seconds(CLOCK_THREAD_CPUTIME_ID);
+    if (!st) st = pack(p, s, err);
+    *cpu_s += seconds(CLOCK_THREAD_CPUTIME_ID) - t0;
+    return st;
 }
 
 /* -------------------------------------------------------------------------------------------- writing */
@@ -252,11 +267,15 @@ static void *compressor(void *arg)
         if (s) {
             s->state = BUSY;
             bool dead = w->st != KV_OK; /* after a failure the rest is only passed through */
+            double t = 0;
             pthread_mutex_unlock(&w->lock);
-            double t0 = thread_seconds();
             s->err = err;
-            s->st = open || dead ? open : pack(&p, s, &s->err);
-            double t = thread_seconds() - t0;
+            if (!open && !dead) {
+                s->st = pack_when_there(&p, s, &t, &s->err);
+            } else {
+                s->st = open;
+                if (s->src) s->src->wait(s->src->ctx, s->ticket, NULL); /* nothing may be on its way to a free slot */
+            }
             pthread_mutex_lock(&w->lock);
             w->usage.compress_s += t;
             s->state = DONE;
@@ -283,8 +302,11 @@ static void *writer_thread(void *arg)
             kv_status st = KV_OK;
             bool dead = w->st != KV_OK;
             pthread_mutex_unlock(&w->lock);
+            double t0 = seconds(CLOCK_MONOTONIC);
             if (!dead) st = write_chunk(w, s, &err);
+            double t = seconds(CLOCK_MONOTONIC) - t0;
             pthread_mutex_lock(&w->lock);
+            w->usage.write_s += t;
             set_failed(w, st, &err);
             count(w, s);
             s->state = EMPTY;
@@ -316,7 +338,7 @@ static void stop(kv_trace_writer *w)
 static void release(kv_trace_writer *w)
 {
     stop(w);
-    for (size_t i = 0; w->slot && i < w->n_slot; i++) free(w->slot[i].raw), free(w->slot[i].out);
+    for (size_t i = 0; w->slot && i < w->n_slot; i++) w->room.free(w->slot[i].raw), free(w->slot[i].out);
     packer_close(&w->own);
     kv_trace_info_free(&w->info);
     pthread_cond_destroy(&w->moved);
@@ -324,13 +346,28 @@ static void release(kv_trace_writer *w)
     free(w->slot), free(w->thread), free(w->index), free(w);
 }
 
-/* One block, raw bytes copied. */
-static kv_status submit(kv_trace_writer *w, const kvt_entry *e, const uint8_t *raw, size_t head_stride, kv_error *err)
+/* `raw` bytes of room in a slot. */
+static kv_status slot_room(kv_trace_writer *w, slot *s, size_t need, kv_error *err)
+{
+    if (need <= s->raw_cap) return KV_OK;
+    w->room.free(s->raw);
+    s->raw_cap = 0;
+    if (!(s->raw = w->room.alloc(need)))
+        return kv_fail(err, KV_ENOMEM, "out of memory: cannot allocate %zu bytes to write a trace", need);
+    s->raw_cap = need;
+    return KV_OK;
+}
+
+/* One block: raw bytes copied, or src asked to bring them. */
+static kv_status submit(kv_trace_writer *w, const kvt_entry *e, const uint8_t *raw, size_t head_stride,
+                        const kv_trace_source *src, kv_error *err)
 {
     kv_status st = KV_OK;
     slot *s;
+    double t0 = seconds(CLOCK_MONOTONIC), copy_s = 0;
     pthread_mutex_lock(&w->lock);
     while (w->n_used == w->n_slot && !w->st) pthread_cond_wait(&w->moved, &w->lock);
+    w->usage.wait_s += seconds(CLOCK_MONOTONIC) - t0;
     if (w->st) {
         st = w->st;
         if (err) *err = w->err;
@@ -344,23 +381,34 @@ static kv_status submit(kv_trace_writer *w, const kvt_entry *e, const uint8_t *r
     s->e = *e;
     s->e.seq = w->seq++;
     s->st = KV_OK;
-    if ((st = grow(&s->raw, &s->raw_cap, e->raw, err))) return st;
+    s->src = src, s->split = src;
+    if ((st = slot_room(w, s, e->raw, err))) return st;
     size_t per_head = e->raw / e->head_count;
-    for (uint32_t h = 0; per_head && h < e->head_count; h++)
-        memcpy(s->raw + h * per_head, raw + h * head_stride, per_head);
+    if (src) {
+        kv_chunk c = {.stream = (kv_stream)e->stream, .layer = e->layer, .head_first = e->head_first};
+        c.head_count = e->head_count, c.token_first = (uint32_t)e->token_first, c.token_count = e->token_count;
+        c.width = e->width, c.dtype = (kv_dtype)e->dtype;
+        if ((st = src->fill(src->ctx, &c, e->planes, s->raw, &s->ticket, err))) return st;
+    } else {
+        t0 = seconds(CLOCK_MONOTONIC);
+        for (uint32_t h = 0; per_head && h < e->head_count; h++)
+            memcpy(s->raw + h * per_head, raw + h * head_stride, per_head);
+        copy_s = seconds(CLOCK_MONOTONIC) - t0;
+    }
     w->meta_last = e->stream == KV_S_META;
 
     if (!w->n_thread) {
-        double t0 = thread_seconds();
-        s->st = pack(&w->own, s, &s->err);
-        w->usage.compress_s += thread_seconds() - t0;
         kv_error why = {""};
+        s->st = pack_when_there(&w->own, s, &w->usage.compress_s, &s->err);
+        t0 = seconds(CLOCK_MONOTONIC);
         set_failed(w, write_chunk(w, s, &why), &why);
+        w->usage.write_s += seconds(CLOCK_MONOTONIC) - t0, w->usage.copy_s += copy_s;
         count(w, s);
         if (w->st && err) *err = w->err;
         return w->st;
     }
     pthread_mutex_lock(&w->lock);
+    w->usage.copy_s += copy_s;
     s->state = FULL;
     w->n_used++;
     pthread_cond_broadcast(&w->moved);
@@ -390,7 +438,8 @@ kv_status kv_trace_create(const char *path, const kv_trace_info *info, const cha
     if ((st = kv_array(&w, 1, sizeof *w, err))) return st;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->moved, NULL);
-    w->n_thread = threads < 256 ? threads : 256;
+    w->room = (kv_trace_memory){malloc, free};
+    w->n_thread = w->usage.threads = threads < 256 ? threads : 256;
     w->n_slot = threads ? 2 * w->n_thread + 2 : 1;
     if ((st = kv_array(&w->slot, w->n_slot, sizeof *w->slot, err)) ||
         (st = kv_array(&w->thread, w->n_thread + 1, sizeof *w->thread, err)) ||
@@ -421,7 +470,9 @@ out:
     return st;
 }
 
-kv_status kv_trace_put(kv_trace_writer *w, const kv_chunk *c, const void *raw, kv_error *err)
+/* A chunk in blocks, from memory or from a source. */
+static kv_status put_blocks(kv_trace_writer *w, const kv_chunk *c, const void *raw, const kv_trace_source *src,
+                            kv_error *err)
 {
     size_t size = kv_dtype_bytes(c->dtype), row, all;
     const kvt_stream_info *s = kvt_stream((uint32_t)c->stream);
@@ -452,8 +503,40 @@ kv_status kv_trace_put(kv_trace_writer *w, const kv_chunk *c, const void *raw, k
             e.planes = split ? (uint8_t)size : 1;
             e.frames = (uint32_t)e.head_count * e.planes;
             e.raw = (uint64_t)row * e.token_count * e.head_count;
-            st = submit(w, &e, (const uint8_t *)raw + h * stride + t * row, stride, err);
+            st = submit(w, &e, raw ? (const uint8_t *)raw + h * stride + t * row : NULL, stride, src, err);
         }
+    return st;
+}
+
+kv_status kv_trace_put(kv_trace_writer *w, const kv_chunk *c, const void *raw, kv_error *err)
+{
+    return put_blocks(w, c, raw, NULL, err);
+}
+
+kv_status kv_trace_put_from(kv_trace_writer *w, const kv_chunk *c, const kv_trace_source *src, kv_error *err)
+{
+    return put_blocks(w, c, NULL, src, err);
+}
+
+kv_status kv_trace_flush(kv_trace_writer *w, kv_error *err)
+{
+    pthread_mutex_lock(&w->lock);
+    while (w->n_used) pthread_cond_wait(&w->moved, &w->lock);
+    kv_status st = w->st;
+    if (st && err) *err = w->err;
+    pthread_mutex_unlock(&w->lock);
+    return st;
+}
+
+kv_status kv_trace_writer_memory(kv_trace_writer *w, const kv_trace_memory *room, size_t slot_bytes, kv_error *err)
+{
+    kv_status st = kv_trace_flush(w, err);
+    for (size_t i = 0; i < w->n_slot; i++) {
+        w->room.free(w->slot[i].raw);
+        w->slot[i].raw = NULL, w->slot[i].raw_cap = 0;
+    }
+    w->room = *room;
+    for (size_t i = 0; i < w->n_slot && !st; i++) st = slot_room(w, &w->slot[i], slot_bytes, err);
     return st;
 }
 
@@ -488,7 +571,7 @@ kv_status kv_trace_put_bytes(kv_trace_writer *w, kv_stream s, const void *p, siz
         return kv_fail(err, KV_EUNSUPPORTED, "cannot store %s: %zu bytes, more than 256 MiB", i->name, n);
     kvt_entry e = {.stream = (uint16_t)s, .head_count = 1, .token_count = (uint32_t)n, .width = 1};
     e.dtype = KV_U8, e.planes = 1, e.frames = 1, e.raw = n;
-    return submit(w, &e, p, n, err);
+    return submit(w, &e, p, n, NULL, err);
 }
 
 kv_status kv_trace_set_info(kv_trace_writer *w, const kv_trace_info *info, kv_error *err)
