@@ -95,6 +95,7 @@ double kv_diff_squares(size_t n, const float *a, const float *b, float *diff);
  * splits the rows of c and of b in fixed blocks over `threads`. */
 bool kv_matmul_ref(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc);
 bool kv_matmul(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc, uint32_t threads);
+int kv_matmul_cuda(size_t m, size_t n, size_t k, const float *a, const float *b, float *c, size_t ldc);
 
 /* CLOSE. y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w, rows of n. x and y may be the same. */
 void kv_rmsnorm_ref(size_t n_row, size_t n, const float *x, const float *w, float eps, float *y);
