@@ -177,4 +177,10 @@ const kv_decode_rule kv_decode_rules[] = {
                        KV_RULE_RANKED | KV_RULE_POSITION, rkv},
     [KV_DECODE_VATP] = {"vatp", "as h2o-mask, times the value's L1 norm, first `sinks` forced",
                         "scores sinks heavy_ratio recent_ratio", KV_NEED_COLSUM, KV_RULE_CUTS | KV_RULE_HIDES, NULL},
+    [KV_DECODE_BELADY] = {"belady", "an oracle: what has least mass to give from here on leaves for good", "", 0,
+                          KV_RULE_CUTS | KV_RULE_FORESEES, NULL},
+    [KV_DECODE_MATCH] = {"match", "an oracle: the exact least loss of dropping for good, by minimum-cost flow", "", 0,
+                         KV_RULE_CUTS | KV_RULE_FORESEES, NULL},
+    [KV_DECODE_STEPS] = {"steps", "an oracle: every row has its own best entries, nothing is lost for good", "", 0,
+                         KV_RULE_CUTS | KV_RULE_FORESEES, NULL},
 };

@@ -8,6 +8,7 @@
 #define OURS      "definition (no other code to compare with)"
 #define NO_GOLDEN "not verified against the authors' code: written from "
 #define NO_CODE   "our own, nothing to compare with; guessed: "
+#define O4        "exact for its bound (mass times value norm, what is dropped) by construction; twin in tests"
 #define DEFENSIVE "score=maxclamp,window=32,pooling=avgpool,kernel=5,value=wo-share"
 #define CAKE_SCORE                                                                                                     \
     "score=window,window=32,row_reduce=mean+gamma*var,gamma=200,group_reduce=mean,pool_first=1,pooling=avgpool,"       \
@@ -62,6 +63,27 @@ const kv_policy kv_policies[] = {
      "exact for mean recall by construction; brute-force twin in tests", "yes", "score=future,window=32,heads=pool"},
     {"oracle-global", "largest future mass over the whole model", "policies.md O3", "definition",
      "exact for mean recall by construction; brute-force twin in tests", "yes", "score=future,window=32,layers=pool"},
+    {"oracle-value", "largest future mass times ||v W_O||_1, per head", "policies.md O4", "definition", O4, "yes",
+     "score=future_value,window=32"},
+    {"oracle-value-layer", "the same over the heads of a layer", "policies.md O4", "definition", O4, "yes",
+     "score=future_value,window=32,heads=pool"},
+    {"oracle-value-global", "the same over the whole model", "policies.md O4", "definition", O4, "yes",
+     "score=future_value,window=32,layers=pool"},
+    {"oracle-lookahead", "mass of the next rows only (lookahead=32): perfect short foresight", "policies.md O14",
+     "definition", "equals oracle with lookahead=0; brute-force twin in tests", "yes",
+     "score=future,window=32,lookahead=32"},
+    {"oracle-steps", "every row its own best positions of the prompt: no policy evicts so", "policies.md O8",
+     "definition", "exact for recall by construction; brute-force twin in tests", "yes, row by row",
+     "score=future,window=32,oracle=steps"},
+    {"oracle-steps.decode", "every row its own best C of all earlier tokens", "policies.md O8", "definition",
+     "exact for recall by construction; brute-force twin in tests", "yes, row by row",
+     "score=recency,decode=steps,prompt_cut=rule"},
+    {"oracle-belady", "what has least mass to give leaves, after every row", "policies.md O9", "definition",
+     "greedy: best known, not the optimum; twin in tests, oracle-match certifies it", "yes",
+     "score=recency,decode=belady,prompt_cut=rule"},
+    {"oracle-match", "least loss of dropping for good, exact by minimum-cost flow", "policies.md O11, metrics.md 5.1",
+     "definition", "exact for recall; equals enumeration on small cases in tests", "no guarantee",
+     "score=recency,decode=match,prompt_cut=rule"},
 
     {"kvf.snapkv", "SnapKV as KVCache-Factory runs it", "SnapKV, arXiv 2404.14469",
      "Zefan-Cai/KVCache-Factory pyramidkv_utils.py SnapKVCluster", CODE, "yes",

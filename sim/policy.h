@@ -74,7 +74,10 @@ typedef enum {
     KV_DECODE_CAKE,
     KV_DECODE_H2O_MASK,
     KV_DECODE_RKV,
-    KV_DECODE_VATP
+    KV_DECODE_VATP,
+    KV_DECODE_BELADY,
+    KV_DECODE_MATCH,
+    KV_DECODE_STEPS
 } kv_decode;
 /* KV_TAU_NONE: tau1 and tau2 as given. */
 typedef enum {
@@ -85,6 +88,14 @@ typedef enum {
     KV_TAU_MISTRAL_7B,
     KV_TAU_QWEN25_7B
 } kv_tau_table;
+/* Parts of a policy that the oracle takes over (bits of kv_spec.oracle; sim/oracle.h). */
+enum {
+    KV_ORACLE_RANK = 1,   /* the order in each unit: future mass, at the policy's own counts */
+    KV_ORACLE_HEADS = 2,  /* how the slots of a layer are split over its units */
+    KV_ORACLE_LAYERS = 4, /* how the model's slots are split over layers */
+    KV_ORACLE_STEPS = 8,  /* every measured row has its own best set of the same size */
+    KV_ORACLE_WINDOW = 16 /* the policy's scorer sees rows of the future instead of the window's, at its own counts */
+};
 typedef enum { KV_SCORES_RENORM, KV_SCORES_RAW } kv_scores;
 #define KV_RECENT_HALF UINT32_MAX /* recent = C/2 */
 
@@ -120,6 +131,8 @@ typedef struct {
         chunk_length, block_size;
     double epsilon, tau, mix_lambda, first_stage_ratio, squeeze;
     char *mean_file, *cov_file, *importance, *filters, *pattern, *cosine;
+    uint32_t lookahead;       /* score=future: measured rows it sees, 0 = all */
+    uint32_t oracle;          /* KV_ORACLE_* */
     uint64_t seed;            /* of `random` */
     uint64_t skip_layers[16]; /* bitmap over layer indices that are never cut */
     char *file;               /* mask: the NumPy file */

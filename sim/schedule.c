@@ -3,12 +3,13 @@
 
 #include <stdlib.h>
 
+#include "sim/future.h"
 #include "sim/mixdim.h"
 #include "sim/select.h"
 
 bool kv_schedule_needed(const kv_spec *s)
 {
-    return s->decode != KV_DECODE_KEEP || s->select >= KV_SELECT_TWO_STAGE;
+    return s->decode != KV_DECODE_KEEP || s->select >= KV_SELECT_TWO_STAGE || s->oracle & KV_ORACLE_STEPS;
 }
 
 bool kv_schedule_used(const kv_plan *p, size_t i)
@@ -54,7 +55,9 @@ kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved 
             memcpy(out->seen + r * row, rk->seen + (r * sc->n_evict + l->order) * row, row);
     }
     if (st || s->file) goto out;
-    if (s->select == KV_SELECT_TWO_STAGE)
+    if (s->oracle & KV_ORACLE_STEPS || kv_decode_rules[s->decode].flags & KV_RULE_FORESEES)
+        st = kv_oracle_rows(p, i, c, counts, l, out, err);
+    else if (s->select == KV_SELECT_TWO_STAGE)
         st = kv_select_two_stage(p, i, c, counts, l, out->at, err);
     else if (s->select == KV_SELECT_BLOCKS)
         st = kv_select_blocks(p, i, c, l, out->at, err);

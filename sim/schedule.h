@@ -50,6 +50,7 @@ enum {
     KV_RULE_WEIGHS = 4,      /* reads the row's weights */
     KV_RULE_ACCUMULATES = 8, /* reads acc: column sums of the prompt, then every row's weights */
     KV_RULE_POSITION = 16,   /* `every` counts processed tokens, prompt included, instead of decoded rows */
+    KV_RULE_FORESEES = 64,   /* an oracle that reads the rows to come: the whole rule is kv_oracle_rows */
     KV_RULE_HIDES = 32       /* entries may come back: the whole rule is kv_hide_rows; it cuts the prompt itself */
 };
 typedef struct {

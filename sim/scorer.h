@@ -27,6 +27,7 @@ extern const size_t kv_n_scorers;
     X(window) \
     X(colsum) \
     X(future) \
+    X(future_value) \
     X(keydiff) \
     X(lag) \
     X(cur) \

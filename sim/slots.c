@@ -17,7 +17,8 @@ typedef enum {
     T_SCORER,
     T_FILE,
     T_RECENT,
-    T_BASE
+    T_BASE,
+    T_PARTS
 } slot_type;
 enum { R_RANK = 1, R_COUNT = 2 }; /* what the parameter determines: the ranking, the counts */
 
@@ -114,7 +115,7 @@ static const slot SLOTS[] = {
      0,
      0,
      R_COUNT,
-     "keep|tova|streaming|h2o|cake|h2o-mask|rkv|vatp",
+     "keep|tova|streaming|h2o|cake|h2o-mask|rkv|vatp|belady|match|steps",
      "what leaves after each decoded row"},
     {"epsilon", {0}, T_F64, AT(epsilon), 0, 1000, R_RANK | R_COUNT, 0, "added to a score before it is weighted"},
     {"every",
@@ -238,10 +239,21 @@ static const slot SLOTS[] = {
      "kv_product",
      "how key and value leverage are combined (score=cur); the other kinds of kvpress are not here"},
     {"local_window", {0}, T_U32, AT(local_window), 1, 1u << 20, R_RANK, 0, "tokens of a local window (score=cur)"},
+    {"lookahead", {0}, T_U32, AT(lookahead), 0, 1u << 27, R_RANK, 0, "score=future: measured rows it sees, 0 = all"},
     {"mean", {0}, T_FILE, AT(mean_file), 0, 0, R_RANK, 0, "query means before RoPE, .npy [layers, query heads, d]"},
     {"mix_lambda", {0}, T_F64, AT(mix_lambda), 0, 1, R_RANK, 0, "weight of attention against redundancy (score=rkv)"},
     {"n_future", {0}, T_U32, AT(n_future), 1, 1u << 20, R_RANK, 0, "future positions the rotation is averaged over"},
     {"normalize", {0}, T_BOOL, AT(normalize), 0, 1, R_COUNT, 0, "1: heads compete with scores times their top-B share"},
+    {"oracle",
+     {0},
+     T_PARTS,
+     AT(oracle),
+     0,
+     0,
+     R_COUNT,
+     "none|rank|heads|layers|steps|window",
+     "parts the oracle takes over, joined by '+': rank at the policy's own counts, the split over heads, over layers, "
+     "own sets for every row (steps); window: the same scorer on rows of the future"},
     {"p",
      {0},
      T_F64,
@@ -511,6 +523,25 @@ static kv_status set_layers(kv_spec *s, const char *v, kv_error *err)
     return KV_OK;
 }
 
+/* Words of d->choices joined by '+' as bits, the first word alone as none. */
+static kv_status set_parts(uint32_t *to, const slot *d, const char *v, kv_error *err)
+{
+    uint32_t bits = 0;
+    for (const char *p = v;;) {
+        char item[16];
+        size_t n = strcspn(p, "+");
+        snprintf(item, sizeof item, "%.*s", (int)(n < 15 ? n : 15), p);
+        int c = n < 16 ? choice_index(d->choices, item) : -1;
+        if (c < 0 || (c == 0 && (p != v || p[n])))
+            return kv_fail(err, KV_EMISUSE, "%s='%s': want %s, joined by '+'", d->name, v, d->choices);
+        if (c) bits |= 1u << (c - 1);
+        if (!p[n]) break;
+        p += n + 1;
+    }
+    *to = bits;
+    return KV_OK;
+}
+
 static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *err)
 {
     void *to = (char *)s + d->at;
@@ -540,6 +571,7 @@ static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *er
         *(double *)to = f;
         return KV_OK;
     case T_LAYERS: return set_layers(s, v, err);
+    case T_PARTS: return set_parts(to, d, v, err);
     case T_BASE: /* a statement about the row, not a choice */
         if (strcmp(v, s->select == KV_SELECT_BLOCKS ? "keydiff" : "snapkv"))
             return kv_fail(err, KV_EMISUSE, "base='%s': policy '%s' wraps %s; change its slots instead", v,
@@ -601,7 +633,7 @@ static bool matters(const kv_spec *s, const slot *d)
     if (s->file || d->type == T_PYRAMID || d->type == T_BASE) return false; /* `pyramid` is another name of layers= */
     if (!strcmp(n, "protect_segment")) return s->protect_segment != NULL;
     if (!strcmp(n, "page")) return s->page > 1;
-    if (!strcmp(n, "keep_all") || !strcmp(n, "guard") || !strncmp(n, "protect", 7))
+    if (!strcmp(n, "keep_all") || !strcmp(n, "guard") || !strcmp(n, "oracle") || !strncmp(n, "protect", 7))
         return *(const uint32_t *)((const char *)s + d->at) != 0;
     if (!strcmp(n, "granularity")) return true;
     if (s->keep_all) return false;
@@ -636,6 +668,7 @@ static bool matters(const kv_spec *s, const slot *d)
     if (!strcmp(n, "first_stage_ratio") || (!strcmp(n, "epsilon") && s->select == KV_SELECT_TWO_STAGE))
         return s->select == KV_SELECT_TWO_STAGE;
     if (!listed(kv_scorers[s->scorer]->params, n)) return false;
+    if (!strcmp(n, "lookahead")) return s->lookahead > 0;
     if (!strcmp(n, "gamma")) return s->row_reduce == KV_ROWS_MEAN_VAR;
     if (!strcmp(n, "kernel")) return s->pooling != KV_POOL_NONE;
     if (!strcmp(n, "pool_first")) return s->pooling != KV_POOL_NONE && s->group_reduce != KV_GROUP_NONE;
@@ -657,6 +690,16 @@ char *kv_slot_value(const kv_spec *s, size_t i)
         break;
     case T_FILE: return *(char *const *)at ? kv_format("%s", *(char *const *)at) : NULL;
     case T_U64: snprintf(b, sizeof b, "%llu", (unsigned long long)*(const uint64_t *)at); break;
+    case T_PARTS: {
+        size_t n = 0;
+        for (uint32_t k = 0; k < 5; k++)
+            if (*(const uint32_t *)at >> k & 1) {
+                char one[16];
+                choice_name(d->choices, k + 1, one, sizeof one);
+                n += (size_t)snprintf(b + n, sizeof b - n, "%s%s", n ? "+" : "", one);
+            }
+        break;
+    }
     case T_LAYERS: {
         char *out = kv_format("%s", "");
         for (unsigned l = 0; l < 1024 && out; l++)
@@ -677,7 +720,7 @@ static kv_status seal_decode(const kv_spec *s, kv_error *err)
 {
     const kv_decode_rule *rule = &kv_decode_rules[s->decode];
     const char *who = s->row->name, *name = rule->name;
-    bool hides = rule->flags & KV_RULE_HIDES;
+    bool hides = rule->flags & KV_RULE_HIDES, foresees = rule->flags & KV_RULE_FORESEES;
     if (!s->decode && (s->every > 1 || s->bin || s->prompt_cut || s->reindex))
         return kv_fail(err, KV_EMISUSE, "policy '%s': every, bin, prompt_cut and reindex need a decode rule (decode=)",
                        who);
@@ -689,6 +732,15 @@ static kv_status seal_decode(const kv_spec *s, kv_error *err)
     if (hides && (s->every > 1 || s->bin))
         return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s takes no every and no bin: its entries may come back",
                        who, name);
+    if (foresees && (s->every > 1 || s->bin))
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=%s looks at every row; it takes no every and no bin", who,
+                       name);
+    if (s->decode == KV_DECODE_STEPS && !s->prompt_cut)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': decode=steps works with prompt_cut=rule only", who);
+    if (s->oracle & ~(uint32_t)KV_ORACLE_STEPS)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': oracle= takes steps only so far", who);
+    if (s->oracle && s->decode)
+        return kv_fail(err, KV_EMISUSE, "policy '%s': oracle= takes over parts of one cut; leave decode=keep", who);
     if (s->decode == KV_DECODE_VATP && s->granularity == KV_GRAN_LAYER)
         return kv_fail(err, KV_EMISUSE, "policy '%s': decode=vatp works per query or KV head", who);
     if (rule->flags & KV_RULE_RANKED && s->granularity != KV_GRAN_KV_HEAD)
