@@ -46,16 +46,29 @@ typedef struct {
     uint32_t capacity; /* tokens the cache must hold */
 } kv_engine_options;
 
+/* An engine is one of several implementations: its struct begins with a kv_engine, whose table the functions below
+ * call. */
 typedef struct kv_engine kv_engine;
+typedef struct {
+    kv_status (*run)(kv_engine *e, const uint32_t *token, uint32_t n, const kv_engine_hook *hook, float *last_logits,
+                     kv_error *err);
+    void (*reset)(kv_engine *e);
+    void (*close)(kv_engine *e);
+} kv_engine_ops;
+struct kv_engine {
+    const kv_engine_ops *ops;
+};
 
-/* The model is borrowed and must outlive the engine. KV_ENOMEM before anything is run when the cache does not fit. */
+/* Backends. The model is borrowed and must outlive the engine; the CPU needs KV_WEIGHTS_F32. KV_ENOMEM before anything
+ * is run when the cache does not fit. */
 kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err);
+
 /* Run n more tokens. last_logits NULL or [n_vocab]: logits of the last row. KV_EINTERRUPTED between two layers when a
  * signal came; KV_EUNSUPPORTED when rounding to the dtype overflowed (names layer and tensor). */
 kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const kv_engine_hook *hook, float *last_logits,
                         kv_error *err);
 void kv_engine_reset(kv_engine *e); /* forget all rows */
-void kv_engine_close(kv_engine *e);
+void kv_engine_close(kv_engine *e); /* NULL accepted */
 /* -ln p(target[r] | row r) for rows of logits [n_row][n_vocab], in double log-sum-exp. */
 void kv_nll_rows(uint32_t n_row, uint32_t n_vocab, const float *logits, const uint32_t *target, float *nll);
 

@@ -25,7 +25,8 @@
 #define NORM_BLOCK 64u         /* rows of one elementwise task */
 #define LOGIT_MAX  (32u << 20) /* bytes of logits held at a time */
 
-struct kv_engine {
+typedef struct {
+    kv_engine base;
     const kv_model *m;
     kv_engine_options o;
     int bits;          /* rounding, as kernels name it */
@@ -44,7 +45,7 @@ struct kv_engine {
     size_t *overflow; /* [q_heads + 2*kv_heads] values lost to rounding, by projection head */
     bool *failed;     /* [tasks] out of memory in a kernel */
     size_t n_failed;
-};
+} cpu_engine;
 
 /* ------------------------------------------------------------------------------------------------ open and close */
 /* Bytes the system can still hand out, or SIZE_MAX when it does not say. */
@@ -59,48 +60,14 @@ static size_t memory_available(void)
     return found ? (size_t)kib * 1024u : SIZE_MAX;
 }
 
-kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err)
+static void cpu_reset(kv_engine *base)
 {
-    const kv_model_desc *d = &m->desc;
-    size_t per_head, per_layer, total;
-    kv_engine *e = NULL;
-    kv_status st;
-
-    *out = NULL;
-    if (o->dtype != KV_F32 && o->dtype != KV_F16 && o->dtype != KV_BF16)
-        return kv_fail(err, KV_EMISUSE, "cannot run in dtype '%s': use f32, f16 or bf16", kv_dtype_name(o->dtype));
-    if (!o->capacity) return kv_fail(err, KV_EMISUSE, "cannot run a model on no tokens");
-    if (!kv_mul(o->capacity, d->head_dim * sizeof(float), &per_head) || !kv_mul(per_head, d->n_kv_head, &per_layer) ||
-        !kv_mul(per_layer, 2u * (size_t)d->n_layer, &total) || total > memory_available())
-        return kv_fail(err, KV_ENOMEM,
-                       "cannot hold the cache of %u tokens of '%s': %.1f GiB needed, %.1f GiB available", o->capacity,
-                       d->name, 8.0 * o->capacity * d->head_dim * d->n_kv_head * d->n_layer / (double)(1u << 30),
-                       (double)memory_available() / (double)(1u << 30));
-    if ((st = kv_array(&e, 1, sizeof *e, err))) return st;
-    e->m = m, e->o = *o;
-    e->bits = o->dtype == KV_F32 ? 32 : o->dtype == KV_F16 ? 16 : 17;
-    if ((st = kv_array(&e->k, d->n_layer, sizeof *e->k, err))) goto out;
-    if ((st = kv_array(&e->v, d->n_layer, sizeof *e->v, err))) goto out;
-    if ((st = kv_array(&e->overflow, d->n_q_head + 2u * (size_t)d->n_kv_head, sizeof *e->overflow, err))) goto out;
-    for (uint32_t l = 0; l < d->n_layer; l++) {
-        if ((st = kv_array(&e->k[l], per_layer, 1, err))) goto out;
-        if ((st = kv_array(&e->v[l], per_layer, 1, err))) goto out;
-    }
-    *out = e;
-    return KV_OK;
-out:
-    kv_engine_close(e);
-    return st;
+    ((cpu_engine *)base)->n_past = 0;
 }
 
-void kv_engine_reset(kv_engine *e)
+static void cpu_close(kv_engine *base)
 {
-    e->n_past = 0;
-}
-
-void kv_engine_close(kv_engine *e)
-{
-    if (!e) return;
+    cpu_engine *e = (cpu_engine *)base;
     for (uint32_t l = 0; l < e->m->desc.n_layer; l++) {
         if (e->k) free(e->k[l]);
         if (e->v) free(e->v[l]);
@@ -121,7 +88,7 @@ static kv_status renew(float **p, size_t n, size_t width, kv_error *err)
 }
 
 /* Room for n rows of one call. The statistics come later, with the first hook that wants them. */
-static kv_status need_rows(kv_engine *e, uint32_t n, kv_error *err)
+static kv_status need_rows(cpu_engine *e, uint32_t n, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     size_t wide = ((size_t)d->n_q_head + 2u * (size_t)d->n_kv_head) * d->head_dim;
@@ -146,7 +113,7 @@ static kv_status need_rows(kv_engine *e, uint32_t n, kv_error *err)
 
 /* ------------------------------------------------------------------------------------------------ elementwise tasks */
 typedef struct {
-    kv_engine *e;
+    cpu_engine *e;
     size_t n_row, width;
     const float *in, *w, *bias;
     float *out;
@@ -193,14 +160,14 @@ static void length_task(void *ctx, size_t i)
     }
 }
 
-static void over_rows(const kv_engine *e, void (*task)(void *, size_t), rows_job *j)
+static void over_rows(const cpu_engine *e, void (*task)(void *, size_t), rows_job *j)
 {
     kv_parallel((j->n_row + NORM_BLOCK - 1) / NORM_BLOCK, e->o.threads, task, j);
 }
 
 /* ------------------------------------------------------------------------------------------------ one layer */
 typedef struct {
-    kv_engine *e;
+    cpu_engine *e;
     uint32_t layer, row0, n_row; /* the whole call */
     uint32_t first, count;       /* the block of rows at hand, relative to row0 */
     const float *proj;           /* [count][(q_heads + 2 kv_heads) * head_dim] */
@@ -223,7 +190,7 @@ static void rotate(size_t n, size_t d, size_t rot, const float *table, float *x)
 static void head_task(void *ctx, size_t i)
 {
     const layer_job *j = ctx;
-    kv_engine *e = j->e;
+    cpu_engine *e = j->e;
     const kv_model_desc *d = &e->m->desc;
     const kv_layer_weights *w = &e->m->layer[j->layer];
     size_t hd = d->head_dim, nq = d->n_q_head, nk = d->n_kv_head, ld = (nq + 2 * nk) * hd;
@@ -243,7 +210,7 @@ static void head_task(void *ctx, size_t i)
 static void attention_task(void *ctx, size_t i)
 {
     const layer_job *j = ctx;
-    kv_engine *e = j->e;
+    cpu_engine *e = j->e;
     const kv_model_desc *d = &e->m->desc;
     size_t hd = d->head_dim, nq = d->n_q_head, n_tile = (j->n_row + ATT_BLOCK - 1) / ATT_BLOCK;
     size_t h = i % nq, first = (n_tile - 1 - i / nq) * ATT_BLOCK; /* longest rows first: threads end together */
@@ -268,13 +235,13 @@ static kv_status no_memory(kv_error *err)
 }
 
 /* c [rows][n_out] at stride ldc = x [rows][n_in] times w^T. */
-static bool times(const kv_engine *e, size_t rows, const float *x, size_t n_in, size_t n_out, const float *w, float *c,
+static bool times(const cpu_engine *e, size_t rows, const float *x, size_t n_in, size_t n_out, const float *w, float *c,
                   size_t ldc)
 {
     return kv_matmul(rows, n_out, n_in, x, w, c, ldc, e->o.threads);
 }
 
-static kv_status project(kv_engine *e, layer_job *j, kv_error *err)
+static kv_status project(cpu_engine *e, layer_job *j, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     const kv_layer_weights *w = &e->m->layer[j->layer];
@@ -284,12 +251,12 @@ static kv_status project(kv_engine *e, layer_job *j, kv_error *err)
     for (uint32_t r = 0; r < j->n_row; r += ROW_BLOCK) {
         uint32_t n = j->n_row - r < ROW_BLOCK ? j->n_row - r : ROW_BLOCK;
         float *h = e->block, *proj = h + (size_t)n * d->hidden;
-        rows_job norm = {.e = e, .n_row = n, .width = d->hidden, .w = w->attn_norm, .out = h};
+        rows_job norm = {.e = e, .n_row = n, .width = d->hidden, .w = w->attn_norm.w, .out = h};
         norm.in = e->x + (size_t)r * d->hidden;
         over_rows(e, norm_task, &norm);
-        if (!times(e, n, h, d->hidden, nq * hd, w->wq, proj, ld) ||
-            !times(e, n, h, d->hidden, nk * hd, w->wk, proj + nq * hd, ld) ||
-            !times(e, n, h, d->hidden, nk * hd, w->wv, proj + (nq + nk) * hd, ld))
+        if (!times(e, n, h, d->hidden, nq * hd, w->wq.f32, proj, ld) ||
+            !times(e, n, h, d->hidden, nk * hd, w->wk.f32, proj + nq * hd, ld) ||
+            !times(e, n, h, d->hidden, nk * hd, w->wv.f32, proj + (nq + nk) * hd, ld))
             return no_memory(err);
         j->first = r, j->count = n, j->proj = proj;
         kv_parallel(nq + 2 * nk, e->o.threads, head_task, j);
@@ -307,7 +274,7 @@ static kv_status project(kv_engine *e, layer_job *j, kv_error *err)
 }
 
 /* The rest of the layer for a block of rows: x += o Wo^T, x += feed-forward(x). */
-static kv_status finish_rows(kv_engine *e, uint32_t layer, uint32_t r, uint32_t n, kv_error *err)
+static kv_status finish_rows(cpu_engine *e, uint32_t layer, uint32_t r, uint32_t n, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     const kv_layer_weights *w = &e->m->layer[layer];
@@ -315,17 +282,17 @@ static kv_status finish_rows(kv_engine *e, uint32_t layer, uint32_t r, uint32_t 
     float *h = e->block, *sum = h + (size_t)n * d->hidden, *gate = sum + (size_t)n * d->hidden;
     float *up = gate + (size_t)n * d->ffn, *x = e->x + (size_t)r * d->hidden;
     rows_job add = {.e = e, .n_row = n, .width = d->hidden, .in = sum, .bias = w->bo, .out = x};
-    rows_job norm = {.e = e, .n_row = n, .width = d->hidden, .in = x, .w = w->ffn_norm, .out = h};
+    rows_job norm = {.e = e, .n_row = n, .width = d->hidden, .in = x, .w = w->ffn_norm.w, .out = h};
     rows_job act = {.e = e, .n_row = n, .width = d->ffn, .in = up, .out = gate};
 
-    if (!times(e, n, e->out + r * wide, wide, d->hidden, w->wo, sum, d->hidden)) return no_memory(err);
+    if (!times(e, n, e->out + r * wide, wide, d->hidden, w->wo.f32, sum, d->hidden)) return no_memory(err);
     over_rows(e, add_task, &add);
     over_rows(e, norm_task, &norm);
-    if (!times(e, n, h, d->hidden, d->ffn, w->w_gate, gate, d->ffn) ||
-        !times(e, n, h, d->hidden, d->ffn, w->w_up, up, d->ffn))
+    if (!times(e, n, h, d->hidden, d->ffn, w->ffn->gate.f32, gate, d->ffn) ||
+        !times(e, n, h, d->hidden, d->ffn, w->ffn->up.f32, up, d->ffn))
         return no_memory(err);
     over_rows(e, swiglu_task, &act);
-    if (!times(e, n, gate, d->ffn, d->hidden, w->w_down, sum, d->hidden)) return no_memory(err);
+    if (!times(e, n, gate, d->ffn, d->hidden, w->ffn->down.f32, sum, d->hidden)) return no_memory(err);
     add.bias = NULL;
     over_rows(e, add_task, &add);
     return KV_OK;
@@ -340,7 +307,7 @@ static kv_status check_finite(const float *v, size_t n, uint32_t layer, const ch
     return KV_OK;
 }
 
-static kv_status run_layer(kv_engine *e, uint32_t layer, uint32_t n, const kv_engine_hook *hook, kv_error *err)
+static kv_status run_layer(cpu_engine *e, uint32_t layer, uint32_t n, const kv_engine_hook *hook, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     layer_job j = {.e = e, .layer = layer, .row0 = e->n_past, .n_row = n};
@@ -380,16 +347,16 @@ static kv_status run_layer(kv_engine *e, uint32_t layer, uint32_t n, const kv_en
 
 /* ------------------------------------------------------------------------------------------------ logits */
 /* Logits of rows first..first+n-1 of the call into e->logits. */
-static kv_status logit_block(kv_engine *e, uint32_t first, uint32_t n, kv_error *err)
+static kv_status logit_block(cpu_engine *e, uint32_t first, uint32_t n, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
-    rows_job norm = {.e = e, .n_row = n, .width = d->hidden, .w = e->m->out_norm, .out = e->block};
+    rows_job norm = {.e = e, .n_row = n, .width = d->hidden, .w = e->m->out_norm.w, .out = e->block};
     norm.in = e->x + (size_t)first * d->hidden;
     float cap = d->final_softcap;
     bool bad = false;
 
     over_rows(e, norm_task, &norm);
-    if (!times(e, n, e->block, d->hidden, d->n_vocab, e->m->output, e->logits, d->n_vocab)) return no_memory(err);
+    if (!times(e, n, e->block, d->hidden, d->n_vocab, e->m->output.f32, e->logits, d->n_vocab)) return no_memory(err);
     for (size_t i = 0; i < (size_t)n * d->n_vocab; i++) {
         if (cap > 0) e->logits[i] = cap * tanhf(e->logits[i] / cap);
         bad |= !(fabsf(e->logits[i]) <= FLT_MAX);
@@ -398,7 +365,7 @@ static kv_status logit_block(kv_engine *e, uint32_t first, uint32_t n, kv_error 
     return KV_OK;
 }
 
-static kv_status run_logits(kv_engine *e, uint32_t n, const kv_engine_hook *hook, float *last, kv_error *err)
+static kv_status run_logits(cpu_engine *e, uint32_t n, const kv_engine_hook *hook, float *last, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     bool all = hook && hook->logits;
@@ -426,17 +393,19 @@ static kv_status run_logits(kv_engine *e, uint32_t n, const kv_engine_hook *hook
 
 /* The angles of a call's rows once, for all heads and layers: the rope kernel itself turns the vector (1..1, 0..0) into
  * (cos.., sin..). */
-static void angle_table(kv_engine *e, uint32_t n)
+static void angle_table(cpu_engine *e, uint32_t n)
 {
     const kv_model_desc *d = &e->m->desc;
     size_t rot = d->rope_dim;
     for (size_t i = 0; i < n * rot; i++) e->rot[i] = i % rot < rot / 2 ? 1.0f : 0.0f;
-    if (rot) kv_rope(n, rot, rot, e->n_past, d->inv_freq, d->rope_mscale, e->rot, rot);
+    if (rot)
+        kv_rope(n, rot, rot, e->n_past, kv_rope_of_run(&d->rope[0], e->o.capacity), d->rope[0].mscale, e->rot, rot);
 }
 
-kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const kv_engine_hook *hook, float *last_logits,
-                        kv_error *err)
+static kv_status cpu_run(kv_engine *base, const uint32_t *token, uint32_t n, const kv_engine_hook *hook,
+                         float *last_logits, kv_error *err)
 {
+    cpu_engine *e = (cpu_engine *)base;
     const kv_model_desc *d = &e->m->desc;
     kv_status st;
 
@@ -448,7 +417,7 @@ kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const k
                            token[i], e->n_past + i, d->name, d->n_vocab);
     if ((st = need_rows(e, n, err))) return st;
     for (size_t i = 0; i < n; i++)
-        memcpy(e->x + i * d->hidden, e->m->tok_embd + (size_t)token[i] * d->hidden, d->hidden * sizeof *e->x);
+        memcpy(e->x + i * d->hidden, e->m->tok_embd.f32 + (size_t)token[i] * d->hidden, d->hidden * sizeof *e->x);
     angle_table(e, n);
     for (uint32_t l = 0; l < d->n_layer; l++) {
         if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal before layer %u", l);
@@ -459,34 +428,37 @@ kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const k
     return KV_OK;
 }
 
-/* 16 lanes, so that the loop has no chain of additions; which machine runs it makes no difference to the result. */
-KV_INLINE double sum_exp(const float *l, uint32_t n, float top)
+kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err)
 {
-    double sum[16] = {0}, all = 0;
-    uint32_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (uint32_t j = 0; j < 16; j++) sum[j] += (double)kv_expf(l[i + j] - top);
-    for (; i < n; i++) all += (double)kv_expf(l[i] - top);
-    for (uint32_t j = 0; j < 16; j++) all += sum[j];
-    return all;
-}
+    static const kv_engine_ops ops = {cpu_run, cpu_reset, cpu_close};
+    const kv_model_desc *d = &m->desc;
+    size_t per_head, per_layer, total;
+    cpu_engine *e = NULL;
+    kv_status st;
 
-static double sum_exp_base(const float *l, uint32_t n, float top)
-{
-    return sum_exp(l, n, top);
-}
-KV_V3 static double sum_exp_v3(const float *l, uint32_t n, float top)
-{
-    return sum_exp(l, n, top);
-}
-
-void kv_nll_rows(uint32_t n_row, uint32_t n_vocab, const float *logits, const uint32_t *target, float *nll)
-{
-    for (uint32_t r = 0; r < n_row; r++) {
-        const float *l = logits + (size_t)r * n_vocab;
-        float top = l[0];
-        for (uint32_t j = 1; j < n_vocab; j++) top = l[j] > top ? l[j] : top;
-        double sum = KV_HAVE_V3 && kv_has_v3() ? sum_exp_v3(l, n_vocab, top) : sum_exp_base(l, n_vocab, top);
-        nll[r] = (float)(log(sum) + (double)top - (double)l[target[r]]);
+    *out = NULL;
+    if (o->dtype != KV_F32 && o->dtype != KV_F16 && o->dtype != KV_BF16)
+        return kv_fail(err, KV_EMISUSE, "cannot run in dtype '%s': use f32, f16 or bf16", kv_dtype_name(o->dtype));
+    if (!o->capacity) return kv_fail(err, KV_EMISUSE, "cannot run a model on no tokens");
+    if (!kv_mul(o->capacity, d->head_dim * sizeof(float), &per_head) || !kv_mul(per_head, d->n_kv_head, &per_layer) ||
+        !kv_mul(per_layer, 2u * (size_t)d->n_layer, &total) || total > memory_available())
+        return kv_fail(err, KV_ENOMEM,
+                       "cannot hold the cache of %u tokens of '%s': %.1f GiB needed, %.1f GiB available", o->capacity,
+                       d->name, 8.0 * o->capacity * d->head_dim * d->n_kv_head * d->n_layer / (double)(1u << 30),
+                       (double)memory_available() / (double)(1u << 30));
+    if ((st = kv_array(&e, 1, sizeof *e, err))) return st;
+    e->base.ops = &ops, e->m = m, e->o = *o;
+    e->bits = o->dtype == KV_F32 ? 32 : o->dtype == KV_F16 ? 16 : 17;
+    if ((st = kv_array(&e->k, d->n_layer, sizeof *e->k, err))) goto out;
+    if ((st = kv_array(&e->v, d->n_layer, sizeof *e->v, err))) goto out;
+    if ((st = kv_array(&e->overflow, d->n_q_head + 2u * (size_t)d->n_kv_head, sizeof *e->overflow, err))) goto out;
+    for (uint32_t l = 0; l < d->n_layer; l++) {
+        if ((st = kv_array(&e->k[l], per_layer, 1, err))) goto out;
+        if ((st = kv_array(&e->v[l], per_layer, 1, err))) goto out;
     }
+    *out = &e->base;
+    return KV_OK;
+out:
+    cpu_close(&e->base);
+    return st;
 }

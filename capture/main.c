@@ -271,7 +271,7 @@ static kv_status need_model(batch *b, kv_error *err)
 {
     kv_status st;
     if (b->full) return KV_OK;
-    if ((st = kv_model_open(b->o->model, true, b->r.q.threads, &b->full, err))) return st;
+    if ((st = kv_model_open(b->o->model, KV_WEIGHTS_F32, b->r.q.threads, &b->full, err))) return st;
     memcpy(b->full->desc.sha256, b->light->desc.sha256, sizeof b->full->desc.sha256);
     return KV_OK;
 }
@@ -403,15 +403,16 @@ static kv_status run_batch(batch *b, kv_error *err)
     if (o->tokens) {
         kv_job j = {0};
         if (!o->dry_run) b->folder = is_folder(o->output);
-        if ((st = kv_model_open(o->model, false, b->r.q.threads, &b->light, err))) return st;
-        if (!o->dry_run && (st = kv_model_hash(b->light, o->model, err))) return st;
+        if ((st = kv_model_open(o->model, KV_WEIGHTS_NONE, b->r.q.threads, &b->light, err))) return st;
+        if (!o->dry_run && (st = kv_model_hash(b->light, err))) return st;
         st = kv_job_from_tokens(b->light, o->tokens, o->prompt_tokens, o->decode, &j, err);
         if (!st) st = run_job(b, &j, err);
         kv_job_free(&j);
         return st;
     }
-    if ((st = prepare(b, err)) || (st = kv_model_open(o->model, false, b->r.q.threads, &b->light, err))) return st;
-    if (!o->dry_run && (st = kv_model_hash(b->light, o->model, err))) return st;
+    if ((st = prepare(b, err)) || (st = kv_model_open(o->model, KV_WEIGHTS_NONE, b->r.q.threads, &b->light, err)))
+        return st;
+    if (!o->dry_run && (st = kv_model_hash(b->light, err))) return st;
     for (size_t i = 0; i < b->set.n && !st; i++) {
         if (!b->keep[i]) continue;
         if (kv_interrupted())
@@ -454,10 +455,12 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
 
     if (rest->n) return kv_fail(err, KV_EMISUSE, "unexpected argument '%s'", rest->v[0]);
     if (!o->model) return kv_fail(err, KV_EMISUSE, "no model: give --model FILE");
-    if ((st = kv_model_open(o->model, false, kv_cpu_count(), &m, err)) || (st = kv_model_hash(m, o->model, err)))
+    if ((st = kv_model_open(o->model, KV_WEIGHTS_NONE, kv_cpu_count(), &m, err)) || (st = kv_model_hash(m, err)))
         goto out;
     const kv_model_desc *d = &m->desc;
     const char *tok = m->tok ? kv_tokenizer_describe(m->tok) : "none: give prompts with --tokens";
+    const kv_rope_freqs *rope = kv_model_rope(d);
+    double theta = rope ? (double)rope->theta : 0;
     uint32_t windowed = 0;
     for (uint32_t l = 0; l < d->n_layer; l++) windowed += d->window[l] != 0;
     if (o->json) {
@@ -469,10 +472,9 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
             "model", d->name, "architecture", d->arch, "file", d->file, "sha256", d->sha256, "tensors", d->quant,
             "parameters", (json_int_t)d->n_params, "layers", (int)d->n_layer, "q_heads", (int)d->n_q_head, "kv_heads",
             (int)d->n_kv_head, "head_dim", (int)d->head_dim, "hidden", (int)d->hidden, "ffn", (int)d->ffn, "vocabulary",
-            (int)d->n_vocab, "context", (int)d->n_ctx, "norm_eps", (double)d->norm_eps, "rope_theta",
-            (double)d->rope_theta, "rope_dim", (int)d->rope_dim, "scale", (double)d->scale, "softcap",
-            (double)d->softcap, "final_softcap", (double)d->final_softcap, "window", window, "tied", (int)d->tied,
-            "tokenizer", m->tok ? tok : NULL);
+            (int)d->n_vocab, "context", (int)d->n_ctx, "norm_eps", (double)d->norm_eps, "rope_theta", theta, "rope_dim",
+            (int)d->rope_dim, "scale", (double)d->scale, "softcap", (double)d->softcap, "final_softcap",
+            (double)d->final_softcap, "window", window, "tied", (int)d->tied, "tokenizer", m->tok ? tok : NULL);
         if (!j) {
             st = kv_fail(err, KV_EFORMAT, "model '%s': its name is not UTF-8", o->model);
             goto out;
@@ -487,8 +489,7 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
     printf("parameters   %.1f M: %s\n", (double)d->n_params / 1e6, d->quant);
     printf("shape        %u layers, %u query heads on %u KV heads of %u, hidden %u, feed-forward %u\n", d->n_layer,
            d->n_q_head, d->n_kv_head, d->head_dim, d->hidden, d->ffn);
-    printf("context      %u tokens, rope theta %g over %u of %u elements\n", d->n_ctx, (double)d->rope_theta,
-           d->rope_dim, d->head_dim);
+    printf("context      %u tokens, rope theta %g over %u of %u elements\n", d->n_ctx, theta, d->rope_dim, d->head_dim);
     printf("attention    scale %g, softcap %g, %u of %u layers with a sliding window\n", (double)d->scale,
            (double)d->softcap, windowed, d->n_layer);
     printf("vocabulary   %u tokens%s; %s\n", d->n_vocab, d->tied ? ", output tied to it" : "", tok);
@@ -528,7 +529,7 @@ static kv_status cmd_tokenize(const options *o, const kv_list *rest, kv_error *e
         return kv_fail(err, KV_EMISUSE, "%s: give --text or --file",
                        o->text ? "both --text and --file" : "nothing to tokenize");
     if (o->file && (st = kv_read_file(o->file, TEXT_MAX, &bytes, &n, err))) return st;
-    if ((st = kv_model_open(o->model, false, kv_cpu_count(), &m, err))) goto out;
+    if ((st = kv_model_open(o->model, KV_WEIGHTS_NONE, kv_cpu_count(), &m, err))) goto out;
     if (!m->tok) {
         st = kv_fail(err, KV_EMISSING, "model '%s' has no vocabulary", o->model);
         goto out;

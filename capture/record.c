@@ -343,7 +343,12 @@ static kv_status record(void *ctx, const kv_attn_view *a, kv_error *err)
         if (r->o.wo && r->o.level >= KV_RECORD_OBS) {
             kv_chunk c = chunk_of(r, KV_S_WO, a->layer);
             c.width = i->n_q_head * i->head_dim, c.dtype = i->dtype;
-            if ((st = put_rows(r, c, r->m->layer[a->layer].wo, i->hidden, 0, 0, i->hidden, err))) goto out;
+            float *wo = NULL;
+            st = kv_array(&wo, (size_t)i->hidden * c.width, sizeof *wo, err);
+            if (!st) st = kv_tensor_floats(r->m, &r->m->layer[a->layer].wo, 0, i->hidden, wo, err);
+            if (!st) st = put_rows(r, c, wo, i->hidden, 0, 0, i->hidden, err);
+            free(wo);
+            if (st) goto out;
         }
     }
     if (r->o.map_full) st = put_map(r, j, KV_S_MAP, a->row0, a->n_key, i->n_token, err);

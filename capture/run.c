@@ -59,6 +59,7 @@ static kv_status fill_info(const kv_model *m, const kv_capture_request *q, const
                            kv_error *err)
 {
     const kv_model_desc *d = &m->desc;
+    const kv_rope_freqs *rope = kv_model_rope(d);
     kv_status st;
 
     i->n_layer = q->layer ? q->n_layer : d->n_layer;
@@ -69,7 +70,7 @@ static kv_status fill_info(const kv_model *m, const kv_capture_request *q, const
     i->n_q_head = d->n_q_head, i->n_kv_head = d->n_kv_head, i->head_dim = d->head_dim, i->hidden = d->hidden;
     i->n_token = j->n_token, i->n_prompt = j->n_prompt, i->n_context = j->n_context;
     i->scale = d->scale, i->softcap = d->softcap;
-    i->rope_theta = d->rope_theta, i->rope_dim = d->rope_dim, i->rope_mscale = d->rope_mscale;
+    i->rope_theta = rope ? rope->theta : 0, i->rope_dim = d->rope_dim, i->rope_mscale = rope ? rope->mscale : 1;
     i->dtype = q->dtype, i->obs_rows = q->level == KV_RECORD_OBS ? KV_RECORD_OBS_ROWS : 0;
     i->question = j->question;
     if ((st = kv_array(&i->layer, i->n_layer, sizeof *i->layer, err)) ||
@@ -82,9 +83,9 @@ static kv_status fill_info(const kv_model *m, const kv_capture_request *q, const
     }
     if (j->n_evidence) memcpy(i->evidence, j->evidence, j->n_evidence * sizeof *i->evidence);
     i->n_evidence = j->n_evidence;
-    if (d->rope_dim) {
+    if (rope) {
         if ((st = kv_array(&i->inv_freq, d->rope_dim / 2, sizeof *i->inv_freq, err))) return st;
-        memcpy(i->inv_freq, d->inv_freq, d->rope_dim / 2 * sizeof *i->inv_freq);
+        memcpy(i->inv_freq, kv_rope_of_run(rope, j->n_token), d->rope_dim / 2 * sizeof *i->inv_freq);
     }
     if (!copy_string(d->name, &i->model) || !copy_string(d->arch, &i->arch) ||
         !copy_string(d->sha256, &i->model_sha256) || !copy_string(j->id, &i->prompt_id) ||

@@ -15,20 +15,22 @@ kv_status kv_wo_sha256(const kv_model *m, uint32_t n_layer, const uint32_t *laye
     uint32_t width = d->n_q_head * d->head_dim;
     size_t n = (size_t)d->hidden * width;
     void *raw = NULL;
+    float *wo = NULL;
     kv_sha256 s;
     kv_status st = kv_array(&raw, n, kv_dtype_bytes(dtype), err);
 
-    if (st) return st;
+    if (!st) st = kv_array(&wo, n, sizeof *wo, err);
     kv_sha256_init(&s);
     for (uint32_t i = 0; i < n_layer && !st; i++) {
         uint32_t l = layer[i];
-        if (!kv_encode_f32(dtype, m->layer[l].wo, n, raw))
+        if ((st = kv_tensor_floats(m, &m->layer[l].wo, 0, d->hidden, wo, err))) break;
+        if (!kv_encode_f32(dtype, wo, n, raw))
             st = kv_fail(err, KV_EUNSUPPORTED, "layer %u: W_O overflows %s: run with --dtype bf16 or f32", l,
                          kv_dtype_name(dtype));
         kv_wo_hash(&s, l, d->hidden, width, dtype, raw);
     }
     kv_sha256_hex(&s, sha);
-    free(raw);
+    free(raw), free(wo);
     return st;
 }
 
@@ -51,26 +53,29 @@ static kv_status write_side(const kv_model *m, uint32_t n_layer, const uint32_t 
                        .n_prompt = 1,
                        .scale = d->scale,
                        .softcap = d->softcap,
-                       .rope_mscale = d->rope_mscale,
+                       .rope_mscale = 1,
                        .dtype = dtype,
                        .record = "tokens",
                        .wo_sha256 = (char *)sha};
     kv_trace_writer *w = NULL;
+    float *wo = NULL;
     kv_status st = kv_array(&i.window, n_layer, sizeof *i.window, err);
 
-    if (st) return st;
+    if (st || (st = kv_array(&wo, (size_t)d->hidden * d->n_q_head * d->head_dim, sizeof *wo, err))) goto out;
     for (uint32_t l = 0; l < n_layer; l++) i.window[l] = d->window[layer[l]];
     if ((st = kv_trace_create(path, &i, NULL, threads, &w, err))) goto out;
     for (uint32_t l = 0; l < n_layer; l++) {
         kv_chunk c = {.stream = KV_S_WO, .layer = layer[l], .head_count = 1, .token_count = d->hidden, .dtype = dtype};
         c.width = d->n_q_head * d->head_dim;
-        if ((st = kv_trace_put_f32(w, &c, m->layer[layer[l]].wo, err))) goto out;
+        if ((st = kv_tensor_floats(m, &m->layer[layer[l]].wo, 0, d->hidden, wo, err)) ||
+            (st = kv_trace_put_f32(w, &c, wo, err)))
+            goto out;
     }
     st = kv_trace_finish(w, err);
     w = NULL;
 out:
     kv_trace_abandon(w);
-    free(i.window);
+    free(i.window), free(wo);
     return st;
 }
 

@@ -167,7 +167,7 @@ int main(int argc, char **argv)
     kv_trace *t = NULL;
     kv_prompts ps;
     if (argc != 4) return fprintf(stderr, "usage: bench_path MODEL.gguf PROMPTS.jsonl ID\n"), 2;
-    if (kv_model_open(argv[1], true, kv_cpu_count(), &m, &e) || kv_prompts_read(argv[2], &ps, &e)) die(&e);
+    if (kv_model_open(argv[1], KV_WEIGHTS_F32, kv_cpu_count(), &m, &e) || kv_prompts_read(argv[2], &ps, &e)) die(&e);
     size_t at = 0;
     while (at < ps.n && strcmp(ps.v[at].id, argv[3])) at++;
     if (at == ps.n) return fprintf(stderr, "bench_path: no prompt '%s'\n", argv[3]), 2;

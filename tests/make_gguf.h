@@ -183,7 +183,7 @@ static kv_status open_bytes(const bytes *b, bool weights, kv_model **m, kv_error
     snprintf(path, sizeof path, "%s/made.gguf", dir);
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(b->p, 1, b->n, f) != b->n || fclose(f)) abort();
-    return kv_model_open(path, weights, 2, m, err);
+    return kv_model_open(path, weights ? KV_WEIGHTS_F32 : KV_WEIGHTS_NONE, 2, m, err);
 }
 
 static kv_status open_recipe(const recipe *r, kv_model **m, kv_error *err)

@@ -37,11 +37,17 @@ static void model_free(kv_model *m)
 {
     for (int l = 0; l < LAYERS; l++) {
         kv_layer_weights *w = &m->layer[l];
-        free(w->attn_norm), free(w->ffn_norm), free(w->wq), free(w->wk), free(w->wv), free(w->bq), free(w->bk);
-        free(w->bv), free(w->bo), free(w->wo), free(w->w_gate), free(w->w_up), free(w->w_down);
+        free(w->attn_norm.w), free(w->ffn_norm.w), free(w->wq.f32), free(w->wk.f32), free(w->wv.f32), free(w->bq);
+        free(w->bk), free(w->bv), free(w->bo), free(w->wo.f32);
+        free(w->ffn->gate.f32), free(w->ffn->up.f32), free(w->ffn->down.f32), free(w->ffn);
     }
-    free(m->layer), free(m->tok_embd), free(m->out_norm), free(m->output);
-    free(m->desc.inv_freq), free(m->desc.window);
+    free(m->layer), free(m->tok_embd.f32), free(m->out_norm.w), free(m->output.f32);
+    free(m->desc.rope[0].inv_freq), free(m->desc.window), free(m->desc.layer_rope);
+}
+
+static kv_tensor matrix(kv_rng *r, uint32_t rows, uint32_t cols, double size)
+{
+    return (kv_tensor){.rows = rows, .cols = cols, .f32 = weights(r, (size_t)rows * cols, size, 0)};
 }
 
 /* Everything the header allows at once: biases, part of a head rotated, a window on layer 1, both caps. */
@@ -61,29 +67,37 @@ static kv_model model_make(uint64_t seed)
                            .n_vocab = VOCAB,
                            .n_ctx = 4096,
                            .norm_eps = 1e-5f,
-                           .rope_theta = 100,
-                           .rope_mscale = 1.1f,
+                           .gated = true,
+                           .embed_scale = 1,
+                           .residual_scale = 1,
+                           .logit_scale = 1,
                            .rope_dim = ROT,
+                           .n_rope = 1,
+                           .rope = {{.theta = 100, .mscale = 1.1f}},
                            .scale = 0.4f,
                            .softcap = 6,
                            .final_softcap = 9}};
     memset(m.desc.sha256, 'a', 64);
-    m.desc.inv_freq = malloc(ROT / 2 * sizeof(float));
-    for (int i = 0; i < ROT / 2; i++) m.desc.inv_freq[i] = (float)pow(100, -2.0 * i / ROT);
+    m.desc.rope[0].inv_freq = malloc(ROT / 2 * sizeof(float));
+    for (int i = 0; i < ROT / 2; i++) m.desc.rope[0].inv_freq[i] = (float)pow(100, -2.0 * i / ROT);
     m.desc.window = calloc(LAYERS, sizeof(uint32_t));
     m.desc.window[1] = 37;
-    m.tok_embd = weights(&r, VOCAB * HIDDEN, 1, 0);
-    m.out_norm = weights(&r, HIDDEN, 0.1, 1);
-    m.output = weights(&r, VOCAB * HIDDEN, 0.6, 0);
+    m.desc.layer_rope = calloc(LAYERS, 1);
+    m.tok_embd = matrix(&r, VOCAB, HIDDEN, 1);
+    m.out_norm.w = weights(&r, HIDDEN, 0.1, 1);
+    m.output = matrix(&r, VOCAB, HIDDEN, 0.6);
     m.layer = calloc(LAYERS, sizeof *m.layer);
-    for (int l = 0; l < LAYERS; l++)
-        m.layer[l] = (kv_layer_weights){weights(&r, HIDDEN, 0.1, 1),          weights(&r, HIDDEN, 0.1, 1),
-                                        weights(&r, WIDE * HIDDEN, 0.4, 0),   weights(&r, NARROW * HIDDEN, 0.4, 0),
-                                        weights(&r, NARROW * HIDDEN, 0.2, 0), weights(&r, WIDE, 0.5, 0),
-                                        weights(&r, NARROW, 0.5, 0),          weights(&r, NARROW, 0.5, 0),
-                                        weights(&r, HIDDEN, 0.1, 0),          weights(&r, HIDDEN * WIDE, 0.2, 0),
-                                        weights(&r, FFN * HIDDEN, 0.2, 0),    weights(&r, FFN * HIDDEN, 0.2, 0),
-                                        weights(&r, HIDDEN * FFN, 0.2, 0)};
+    for (int l = 0; l < LAYERS; l++) {
+        kv_layer_weights *w = &m.layer[l];
+        w->attn_norm.w = weights(&r, HIDDEN, 0.1, 1), w->ffn_norm.w = weights(&r, HIDDEN, 0.1, 1);
+        w->wq = matrix(&r, WIDE, HIDDEN, 0.4), w->wk = matrix(&r, NARROW, HIDDEN, 0.4);
+        w->wv = matrix(&r, NARROW, HIDDEN, 0.2);
+        w->bq = weights(&r, WIDE, 0.5, 0), w->bk = weights(&r, NARROW, 0.5, 0), w->bv = weights(&r, NARROW, 0.5, 0);
+        w->bo = weights(&r, HIDDEN, 0.1, 0), w->wo = matrix(&r, HIDDEN, WIDE, 0.2);
+        w->ffn = calloc(1, sizeof *w->ffn);
+        w->ffn->gate = matrix(&r, FFN, HIDDEN, 0.2), w->ffn->up = matrix(&r, FFN, HIDDEN, 0.2);
+        w->ffn->down = matrix(&r, HIDDEN, FFN, 0.2);
+    }
     return m;
 }
 
@@ -171,7 +185,7 @@ static double dot(const double *a, const float *w, int n)
 static void rotate(double *x, uint32_t pos, const kv_model *m)
 {
     for (int i = 0; i < ROT / 2; i++) {
-        double angle = pos * (double)m->desc.inv_freq[i], mscale = (double)m->desc.rope_mscale, a = x[i],
+        double angle = pos * (double)m->desc.rope[0].inv_freq[i], mscale = (double)m->desc.rope[0].mscale, a = x[i],
                b = x[i + ROT / 2];
         x[i] = mscale * (a * cos(angle) - b * sin(angle));
         x[i + ROT / 2] = mscale * (b * cos(angle) + a * sin(angle));
@@ -207,36 +221,37 @@ static void reference(const kv_model *m, const uint32_t *token, uint32_t n, uint
     static double x[N_MAX][HIDDEN];
     memset(s, 0, sizeof *s);
     for (uint32_t i = 0; i < n; i++)
-        for (int c = 0; c < HIDDEN; c++) x[i][c] = (double)m->tok_embd[token[i] * HIDDEN + c];
+        for (int c = 0; c < HIDDEN; c++) x[i][c] = (double)m->tok_embd.f32[token[i] * HIDDEN + c];
     for (int l = 0; l < LAYERS; l++) {
         const kv_layer_weights *w = &m->layer[l];
         for (uint32_t i = 0; i < n; i++) {
             double h[HIDDEN], length = 0, gate[FFN];
             for (int c = 0; c < HIDDEN; c++) length += x[i][c] * x[i][c];
             s->x_norm[l][i] = sqrt(length);
-            norm(x[i], w->attn_norm, h);
+            norm(x[i], w->attn_norm.w, h);
             for (int c = 0; c < WIDE; c++)
-                s->q[l][c / D][i][c % D] = dot(h, w->wq + c * HIDDEN, HIDDEN) + (double)w->bq[c];
+                s->q[l][c / D][i][c % D] = dot(h, w->wq.f32 + c * HIDDEN, HIDDEN) + (double)w->bq[c];
             for (int c = 0; c < NARROW; c++) {
-                s->k[l][c / D][i][c % D] = dot(h, w->wk + c * HIDDEN, HIDDEN) + (double)w->bk[c];
-                s->v[l][c / D][i][c % D] = dot(h, w->wv + c * HIDDEN, HIDDEN) + (double)w->bv[c];
+                s->k[l][c / D][i][c % D] = dot(h, w->wk.f32 + c * HIDDEN, HIDDEN) + (double)w->bk[c];
+                s->v[l][c / D][i][c % D] = dot(h, w->wv.f32 + c * HIDDEN, HIDDEN) + (double)w->bv[c];
             }
             for (int g = 0; g < HQ; g++) rotate(s->q[l][g][i], i, m);
             for (int g = 0; g < HK; g++) rotate(s->k[l][g][i], i, m);
             for (int g = 0; g < HQ && !blind; g++) attend_row(m, s, l, g, i, colsum_rows);
-            for (int c = 0; c < HIDDEN; c++) x[i][c] += dot(s->out[l][i], w->wo + c * WIDE, WIDE) + (double)w->bo[c];
-            norm(x[i], w->ffn_norm, h);
+            for (int c = 0; c < HIDDEN; c++)
+                x[i][c] += dot(s->out[l][i], w->wo.f32 + c * WIDE, WIDE) + (double)w->bo[c];
+            norm(x[i], w->ffn_norm.w, h);
             for (int c = 0; c < FFN; c++) {
-                double g = dot(h, w->w_gate + c * HIDDEN, HIDDEN);
-                gate[c] = g / (1 + exp(-g)) * dot(h, w->w_up + c * HIDDEN, HIDDEN);
+                double g = dot(h, w->ffn->gate.f32 + c * HIDDEN, HIDDEN);
+                gate[c] = g / (1 + exp(-g)) * dot(h, w->ffn->up.f32 + c * HIDDEN, HIDDEN);
             }
-            for (int c = 0; c < HIDDEN; c++) x[i][c] += dot(gate, w->w_down + c * FFN, FFN);
+            for (int c = 0; c < HIDDEN; c++) x[i][c] += dot(gate, w->ffn->down.f32 + c * FFN, FFN);
         }
     }
     for (uint32_t i = 0; i < n; i++) {
         double h[HIDDEN], cap = (double)m->desc.final_softcap;
-        norm(x[i], m->out_norm, h);
-        for (int c = 0; c < VOCAB; c++) s->logits[i][c] = cap * tanh(dot(h, m->output + c * HIDDEN, HIDDEN) / cap);
+        norm(x[i], m->out_norm.w, h);
+        for (int c = 0; c < VOCAB; c++) s->logits[i][c] = cap * tanh(dot(h, m->output.f32 + c * HIDDEN, HIDDEN) / cap);
     }
 }
 
@@ -591,7 +606,8 @@ static void test_levels(const kv_model *m, const uint32_t *token)
                 CHECK(kv_trace_get_info(t)->wo_sha256 && kv_trace_has_wo(t, 1));
                 float *wo = malloc(HIDDEN * WIDE * sizeof *wo);
                 CHECKF(!kv_trace_read_wo(t, 1, wo, &err), "%s", err.msg);
-                for (int i = 0; i < HIDDEN * WIDE; i++) CHECK(wo[i] == kv_f16_to_f32(kv_f32_to_f16(m->layer[1].wo[i])));
+                for (int i = 0; i < HIDDEN * WIDE; i++)
+                    CHECK(wo[i] == kv_f16_to_f32(kv_f32_to_f16(m->layer[1].wo.f32[i])));
                 free(wo);
             }
             check_sizes(t, &plan);

@@ -302,30 +302,32 @@ static void test_layout(void)
     if (st) return;
     const kv_model_desc *d = &m->desc;
     CHECK(d->n_layer == 1 && d->n_q_head == 2 && d->n_kv_head == 1 && d->head_dim == 4 && d->hidden == 8);
-    CHECK(d->ffn == 4 && d->n_vocab == 262 && d->n_ctx == 64 && d->norm_eps == 1e-5f && d->rope_theta == 10000);
-    CHECK(d->tied && m->output == m->tok_embd && d->rope_dim == 4 && d->rope_mscale == 1 && d->scale == 0.5f);
+    CHECK(d->ffn == 4 && d->n_vocab == 262 && d->n_ctx == 64 && d->norm_eps == 1e-5f && d->rope[0].theta == 10000);
+    CHECK(d->tied && m->output.f32 == m->tok_embd.f32 && d->rope_dim == 4 && d->rope[0].mscale == 1 &&
+          d->scale == 0.5f);
     CHECK(d->softcap == 0 && d->window[0] == 0 && !strcmp(d->arch, "llama") && !strcmp(d->file, "made.gguf"));
     CHECK(!strcmp(d->name, "made") && !strcmp(d->quant, "F32 x 14") && d->n_params == 8 * 262 + 2 + 324);
     /* theta^0 / 1 / 4 and theta^(-1/2) / 8 / 4 */
-    CHECK(d->inv_freq[0] == 0.25f && kv_close(d->inv_freq[1], 0.01 / 32, 0, 1e-7));
+    CHECK(d->rope[0].inv_freq[0] == 0.25f && kv_close(d->rope[0].inv_freq[1], 0.01 / 32, 0, 1e-7));
 
     const kv_layer_weights *w = &m->layer[0];
     /* values count up through the file: rows of a head come back as 0 2 1 3, in both heads of Q and in K only */
     float q0 = 8 * 262 + 2 + 8, k0 = q0 + 64, v0 = k0 + 32, bq0 = v0 + 32 + 64;
     static const int from[8] = {0, 2, 1, 3, 4, 6, 5, 7};
     int wrong = 0;
-    for (int i = 0; i < 64; i++) wrong += w->wq[i] != q0 + (float)(from[i / 8] * 8 + i % 8);
-    for (int i = 0; i < 32; i++) wrong += w->wk[i] != k0 + (float)(from[i / 8] * 8 + i % 8);
-    for (int i = 0; i < 32; i++) wrong += w->wv[i] != v0 + (float)i;
+    for (int i = 0; i < 64; i++) wrong += w->wq.f32[i] != q0 + (float)(from[i / 8] * 8 + i % 8);
+    for (int i = 0; i < 32; i++) wrong += w->wk.f32[i] != k0 + (float)(from[i / 8] * 8 + i % 8);
+    for (int i = 0; i < 32; i++) wrong += w->wv.f32[i] != v0 + (float)i;
     for (int i = 0; i < 8; i++) wrong += w->bq[i] != bq0 + (float)from[i];
     for (int i = 0; i < 4; i++) wrong += w->bv[i] != bq0 + 8 + (float)i;
     CHECKF(!wrong, "%d values in the wrong place", wrong);
-    CHECK(!w->bk && !w->bo && w->w_down[0] == bq0 + 12 + 8 + 64 && m->out_norm[7] == bq0 + 12 + 8 + 64 + 32 + 7);
-    CHECK(m->tok_embd[262 * 8 - 1] == 262 * 8 - 1);
+    CHECK(!w->bk && !w->bo && w->ffn->down.f32[0] == bq0 + 12 + 8 + 64 &&
+          m->out_norm.w[7] == bq0 + 12 + 8 + 64 + 32 + 7);
+    CHECK(m->tok_embd.f32[262 * 8 - 1] == 262 * 8 - 1);
     kv_model_close(m);
 
     r = plain, r.output = true;
-    CHECK(!open_recipe(&r, &m, &err) && !m->desc.tied && m->output != m->tok_embd);
+    CHECK(!open_recipe(&r, &m, &err) && !m->desc.tied && m->output.f32 != m->tok_embd.f32);
     kv_model_close(m);
 }
 
@@ -352,7 +354,7 @@ static void test_refusals(void)
     static const char *two[] = {"a", "b"};
     static const uint32_t types[] = {1, 7};
     REFUSED(KV_EUNSUPPORTED, "'mamba'", r_.arch = "mamba");
-    REFUSED(KV_EUNSUPPORTED, "llama.expert_count", r_.extra_u32 = "expert_count");
+    REFUSED(KV_EFORMAT, "llama.expert_used_count", r_.extra_u32 = "expert_count");
     REFUSED(KV_EUNSUPPORTED, "kv_lora_rank", r_.extra_u32 = "attention.kv_lora_rank");
     REFUSED(KV_EUNSUPPORTED, "blk.0.attn_q_norm.weight", r_.extra_tensor = "blk.0.attn_q_norm.weight");
     REFUSED(KV_EUNSUPPORTED, "llama.attention.value_length", r_.extra_u32 = "attention.value_length");
@@ -375,9 +377,9 @@ static void test_refusals(void)
 
     kv_model *m;
     kv_error err = {""};
-    CHECK(kv_model_open(dir, true, 1, &m, &err) == KV_EUNSUPPORTED && strstr(err.msg, "not a GGUF file"));
-    CHECK(kv_model_open("/dev/zero", true, 1, &m, &err) == KV_EFORMAT && strstr(err.msg, "/dev/zero"));
-    CHECK(kv_model_open("no/such.gguf", true, 1, &m, &err) == KV_EIO && strstr(err.msg, "no/such.gguf"));
+    CHECK(kv_model_open(dir, KV_WEIGHTS_F32, 1, &m, &err) == KV_EUNSUPPORTED && strstr(err.msg, "not a GGUF file"));
+    CHECK(kv_model_open("/dev/zero", KV_WEIGHTS_F32, 1, &m, &err) == KV_EFORMAT && strstr(err.msg, "/dev/zero"));
+    CHECK(kv_model_open("no/such.gguf", KV_WEIGHTS_F32, 1, &m, &err) == KV_EIO && strstr(err.msg, "no/such.gguf"));
 
     /* a vocabulary of an unknown kind, or none, leaves the model usable on token ids */
     recipe r = plain;
@@ -398,12 +400,12 @@ static void test_smollm(void)
         SKIP("no " SMOLLM);
         return;
     }
-    kv_status st = kv_model_open(SMOLLM, true, 2, &m, &err);
+    kv_status st = kv_model_open(SMOLLM, KV_WEIGHTS_F32, 2, &m, &err);
     CHECKF(!st, "%s", err.msg);
     if (st) return;
     const kv_model_desc *d = &m->desc;
     CHECK(d->n_layer == 30 && d->n_q_head == 9 && d->n_kv_head == 3 && d->head_dim == 64 && d->hidden == 576);
-    CHECK(d->ffn == 1536 && d->n_vocab == 49152 && d->rope_theta == 1e5f && d->tied && d->n_params == 134515008);
+    CHECK(d->ffn == 1536 && d->n_vocab == 49152 && d->rope[0].theta == 1e5f && d->tied && d->n_params == 134515008);
     CHECK(!strcmp(d->quant, "Q4_1 x 210, F32 x 61, Q8_0 x 1") && m->tok && !d->sha256[0]);
     /* row 3 of a head of wq in the file is element pair 1, second half: row 32 + 1 */
     kv_gguf *g;
@@ -413,16 +415,16 @@ static void test_smollm(void)
     const kv_gguf_tensor *t = kv_gguf_tensor_find(g, "blk.7.attn_q.weight");
     CHECK(t && t->quant->id == 3 && !kv_gguf_read_rows(g, t, 2 * 64 + 3, 1, raw, &err));
     kv_quant_find(3)->expand(raw, 18, y);
-    CHECK(!memcmp(y, m->layer[7].wq + (2 * 64 + 33) * 576, sizeof y));
+    CHECK(!memcmp(y, m->layer[7].wq.f32 + (2 * 64 + 33) * 576, sizeof y));
     kv_gguf_close(g);
-    CHECK(!kv_model_hash(m, SMOLLM, &err));
+    CHECK(!kv_model_hash(m, &err));
     CHECK(!strcmp(d->sha256, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"));
 
     /* the same weights whatever the threads */
     kv_model *one;
-    CHECK(!kv_model_open(SMOLLM, true, 1, &one, &err));
-    CHECK(!memcmp(one->tok_embd, m->tok_embd, 49152ul * 576 * 4));
-    CHECK(!memcmp(one->layer[29].wk, m->layer[29].wk, 192ul * 576 * 4));
+    CHECK(!kv_model_open(SMOLLM, KV_WEIGHTS_F32, 1, &one, &err));
+    CHECK(!memcmp(one->tok_embd.f32, m->tok_embd.f32, 49152ul * 576 * 4));
+    CHECK(!memcmp(one->layer[29].wk.f32, m->layer[29].wk.f32, 192ul * 576 * 4));
     kv_model_close(one);
     kv_model_close(m);
 }

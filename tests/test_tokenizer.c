@@ -330,7 +330,7 @@ static void check_vectors(const char *model, const char *vectors, size_t at_leas
 {
     kv_model *m;
     kv_error err = {""};
-    kv_status st = kv_model_open(model, false, 1, &m, &err);
+    kv_status st = kv_model_open(model, KV_WEIGHTS_NONE, 1, &m, &err);
     FILE *f = fopen(vectors, "r");
     CHECKF(!st && m->tok && f, "%s %s", err.msg, vectors);
     if (st || !f) return;
@@ -359,7 +359,7 @@ static void test_chat(const char *model)
 {
     kv_model *m;
     json_t *chats = json_load_file(GOLDEN "smollm2/chat.json", 0, NULL), *c;
-    CHECK(chats && !kv_model_open(model, false, 1, &m, NULL));
+    CHECK(chats && !kv_model_open(model, KV_WEIGHTS_NONE, 1, &m, NULL));
     if (!chats) return;
     size_t i;
     json_array_foreach(chats, i, c)
