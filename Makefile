@@ -56,11 +56,13 @@ BUILD_ID  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)$
 $(OBJ)/build_id.h: FORCE
 	@mkdir -p $(@D); echo '#define KV_BUILD_ID "$(BUILD_ID)"' > $@.new; cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 $(OBJ)/traces/cli.c.o: $(OBJ)/build_id.h
-# SQL that programs carry in themselves.
-$(OBJ)/%.sql.h: %.sql
+# Text that programs carry in themselves, as a C string.
+EMBED     := $(OBJ)/sim/schema.sql.h $(OBJ)/analyze/page.css.h $(OBJ)/analyze/page.js.h
+$(EMBED): $(OBJ)/%.h: %
 	@mkdir -p $(@D)
 	@sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/"/' -e 's/$$/\\n"/' $< > $@
 $(OBJ)/sim/results.c.o: $(OBJ)/sim/schema.sql.h
+$(OBJ)/analyze/page.c.o: $(OBJ)/analyze/page.css.h $(OBJ)/analyze/page.js.h
 
 $(OBJ)/%.c.o: %.c
 	@mkdir -p $(@D)
@@ -121,7 +123,7 @@ bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path
 SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c sim/plugins/*.c tests/*.[ch] tests/plugins/*.c)
 LINTFLAGS = $(KFLAGS) -Isim $(PKGCFLAGS) -fsyntax-only -Werror
 ## lint: include arrows, each header alone, warnings as errors in gcc and clang, formatting
-lint: $(OBJ)/build_id.h $(OBJ)/sim/schema.sql.h
+lint: $(OBJ)/build_id.h $(EMBED)
 	sh tests/arrows.sh
 	for h in $(filter %.h,$(SRCS)); do gcc $(LINTFLAGS) -Wno-unused-function -Wno-unused-variable -x c $$h || exit 1; done
 	for cc in gcc clang; do $$cc $(LINTFLAGS) $(filter %.c,$(SRCS)) || exit 1; done

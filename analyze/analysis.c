@@ -98,3 +98,19 @@ kv_status kv_cell_format(kv_sheet *s, kv_cell *c, kv_error *err, const char *fmt
     if (n < 0) n = 0;
     return kv_sheet_text(s, c, b, (size_t)n < sizeof b ? (size_t)n : sizeof b - 1, err);
 }
+
+kv_status kv_items(const kv_list *l, bool spec, const char *option, size_t max, char **item, size_t *n, kv_error *err)
+{
+    *n = 0;
+    for (size_t i = 0; i < l->n; i++)
+        for (const char *s = l->v[i];;) {
+            size_t len = kv_item_length(s, spec);
+            if (!len) return kv_fail(err, KV_EMISUSE, "empty name in --%s '%s'", option, l->v[i]);
+            if (*n == max) return kv_fail(err, KV_EMISUSE, "--%s takes at most %zu names here", option, max);
+            if (!(item[*n] = strndup(s, len))) return kv_fail(err, KV_ENOMEM, "out of memory");
+            ++*n;
+            if (!*(s += len)) break;
+            s++;
+        }
+    return KV_OK;
+}

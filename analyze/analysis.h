@@ -14,6 +14,8 @@ typedef struct {
     kv_list policies, budgets, traces, categories; /* as given; empty = all */
     const char *what;                              /* export: run | metric | slots */
     const char *folder, *trace_file;               /* plot */
+    const char *html;                              /* text: a page instead of the terminal */
+    kv_list text_policies;                         /* report: whose kept words are shown */
     uint32_t layer, head; /* plot attention; UINT32_MAX = not given: the middle layer, head 0 */
     kv_list rest;         /* arguments after the command */
     FILE *out, *talk;     /* data, notes */
@@ -24,6 +26,8 @@ kv_status kv_cmd_curve(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_layers(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_export(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_text(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_report(const kv_analysis *a, kv_error *err);
 
 /* Open the database and resolve the filters of the command line. */
 kv_status kv_analysis_open(const kv_analysis *a, kv_db **db, kv_selection *s, kv_error *err);
@@ -51,6 +55,8 @@ void kv_print_heading(FILE *f, const kv_sheet *s);
 double kv_column_largest(const kv_sheet *s, int col);
 /* Decimals that show four significant digits of the largest value, 0..6. */
 int kv_decimals(double largest);
+/* The items of a list of lists, each malloc'd, at most max of them; the rest is an error that names the option. */
+kv_status kv_items(const kv_list *l, bool spec, const char *option, size_t max, char **item, size_t *n, kv_error *err);
 /* Set a cell to formatted text. */
 kv_status kv_cell_format(kv_sheet *s, kv_cell *c, kv_error *err, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));

@@ -5,16 +5,13 @@
  * wider than GRID cells is binned; a cell is the largest weight in it, so a single sharp column stays visible. The kept
  * set comes from `kv-sim keep`, the same program that made the results. */
 #include "analyze/figure.h"
-#include "analyze/spawn.h"
+#include "analyze/kept.h"
 #include "kernels/kernels.h"
 #include "traces/cli.h"
-#include "traces/npy.h"
 #include "traces/trace.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #define GRID      320u /* cells per side */
 #define ROW_BLOCK 64u
@@ -53,45 +50,15 @@ static kv_status find_rows(map *m, kv_error *err)
                    m->layer, m->head, kv_trace_path(m->t));
 }
 
-/* kv-sim keep, then its mask: uint8 [layers][1, KV heads or query heads][P or N]. */
 static kv_status load_kept(map *m, const char *policy, const char *budget, kv_error *err)
 {
-    const char *tmp = getenv("TMPDIR");
-    char *dir = kv_format("%s/kv-analyze-XXXXXX", tmp && *tmp ? tmp : "/tmp"), *npy = NULL, *sim = NULL, *said = NULL;
-    char *exe = kv_exe_folder(), *trace = realpath(kv_trace_path(m->t), NULL);
-    const kv_trace_info *i = m->i;
-    kv_npy a = {0};
-    int code = 0;
-    bool made = dir && mkdtemp(dir);
-    kv_status st = made ? KV_OK : kv_fail(err, KV_EIO, "cannot make a folder for the kept set: %s", strerror(errno));
-    if (!st && (!exe || !trace || !(sim = kv_format("%s/kv-sim", exe)) || !(npy = kv_format("%s/kept.npy", dir))))
-        st = kv_fail(err, KV_ENOMEM, "out of memory");
-    if (st) goto out;
-    const char *const argv[] = {sim, "keep", trace, "-p", policy, "-b", budget, "-o", npy, "--mask", NULL};
-    st = kv_spawn(argv, NULL, &code, &said, err);
-    if (st == KV_EMISSING) st = kv_fail(err, KV_EMISSING, "cannot find '%s', which computes the kept columns", sim);
-    if (!st && code) {
-        said[strcspn(said, "\n")] = 0;
-        st = kv_fail(err, KV_EIO, "cannot compute what '%s' keeps at budget '%s': %s", policy, budget,
-                     *said ? said : "kv-sim keep failed");
-    }
-    if (st || (st = kv_npy_read(npy, &a, err))) goto out;
-    size_t heads = a.rank == 3 ? a.shape[1] : 0, tokens = a.rank == 3 ? a.shape[2] : 0;
-    if (a.size != 1 || a.rank != 3 || a.shape[0] != i->n_layer || (tokens != i->n_prompt && tokens != i->n_token) ||
-        (heads != 1 && heads != i->n_kv_head && heads != i->n_q_head)) {
-        st = kv_fail(err, KV_EFORMAT, "cannot use the kept set of '%s': its shape does not fit the trace", policy);
-        goto out;
-    }
-    size_t unit = heads == 1 ? 0 : heads == i->n_q_head ? m->head : m->head / (i->n_q_head / i->n_kv_head);
-    const uint8_t *row = (const uint8_t *)a.data + (m->layer_index * heads + unit) * tokens;
-    memset(m->kept, 1, i->n_token);
-    memcpy(m->kept, row, i->n_prompt);
-out:
-    if (npy) unlink(npy);
-    if (made) rmdir(dir);
-    kv_npy_free(&a);
-    free(dir), free(npy), free(sim), free(said), free(exe), free(trace);
-    return st;
+    kv_kept k = {0};
+    kv_status st = kv_kept_load(m->t, policy, budget, &k, err);
+    if (st) return st;
+    memset(m->kept, 1, m->i->n_token);
+    memcpy(m->kept, kv_kept_row(&k, m->i, m->layer_index, m->head), m->i->n_prompt);
+    kv_kept_free(&k);
+    return KV_OK;
 }
 
 static kv_status fill(map *m, kv_error *err)

@@ -13,6 +13,8 @@ static const char HELP[] =
     "  export    rows of a view: --what run|metric|slots\n"
     "  plot      [NAME|all] -o DIR: SVG and PNG figures and the CSV behind each (plots/NAME.sql, plots/NAME.gp)\n"
     "            plot attention --trace-file T.kvt -p POLICY -b BUDGET [--layer L --head H] -o DIR\n"
+    "  text      T.kvt -p A[,B] -b BUDGET [--layer L --head H]: two kept sets on the prompt's own words\n"
+    "  report    -o FILE.html [T.kvt..] [--text P,..]: one page with everything, opens from disk without a network\n"
     "\n"
     "      --db FILE       results database (default results.db)\n"
     "      --metric NAME   default: layer_error if it was measured, else recall\n"
@@ -22,7 +24,10 @@ static const char HELP[] =
     "      --trace LIST    only these traces      --category LIST   only these kinds of prompt\n"
     "      --model NAME    only this model\n"
     "      --csv  --json   for programs           --jsonl           export: one object per line\n"
-    "  -o, --output DIR    plot: where the files go\n"
+    "  -o, --output DIR    plot: where the files go; report: the page\n"
+    "      --html FILE     text: a page with pickers instead of the terminal\n"
+    "      --text LIST     report: up to 4 policies for the words of the traces given (default snapkv, cake,\n"
+    "                      streaming and oracle), at the first two of -b\n"
     "      --help  --version\n"
     "\n"
     "The prompt is the unit: a metric is aggregated to one number per prompt; means and 95% intervals (percentile\n"
@@ -31,17 +36,25 @@ static const char HELP[] =
     "  kv-analyze summary --db results.db -b 10%\n"
     "  kv-analyze plot all --db results.db -o figures\n";
 
-enum { SUMMARY = 1, CURVE = 2, LAYERS = 4, EXPORT = 8, PLOT = 16, ANY = 31, TABLES = SUMMARY | CURVE | LAYERS };
+enum {
+    SUMMARY = 1,
+    CURVE = 2,
+    LAYERS = 4,
+    EXPORT = 8,
+    PLOT = 16,
+    TEXT = 32,
+    REPORT = 64,
+    ANY = 127,
+    TABLES = SUMMARY | CURVE | LAYERS
+};
 
 static const struct {
     const char *name;
     unsigned bit;
     kv_status (*run)(const kv_analysis *, kv_error *);
-} COMMANDS[] = {{"summary", SUMMARY, kv_cmd_summary},
-                {"curve", CURVE, kv_cmd_curve},
-                {"layers", LAYERS, kv_cmd_layers},
-                {"export", EXPORT, kv_cmd_export},
-                {"plot", PLOT, kv_cmd_plot}};
+} COMMANDS[] = {{"summary", SUMMARY, kv_cmd_summary}, {"curve", CURVE, kv_cmd_curve}, {"layers", LAYERS, kv_cmd_layers},
+                {"export", EXPORT, kv_cmd_export},    {"plot", PLOT, kv_cmd_plot},    {"text", TEXT, kv_cmd_text},
+                {"report", REPORT, kv_cmd_report}};
 #define N_COMMAND (sizeof COMMANDS / sizeof *COMMANDS)
 
 typedef struct {
@@ -73,13 +86,15 @@ static kv_status parse(int argc, char **argv, unsigned who, settings *s, kv_erro
         {ANY, {"category", 0, KV_OPT_LIST, &s->a.categories}},
         {ANY, {"model", 0, KV_OPT_STR, &s->a.model}},
         {TABLES | EXPORT, {"csv", 0, KV_OPT_FLAG, &s->csv}},
-        {TABLES | EXPORT, {"json", 0, KV_OPT_FLAG, &s->json}},
+        {TABLES | EXPORT | TEXT, {"json", 0, KV_OPT_FLAG, &s->json}},
         {EXPORT, {"jsonl", 0, KV_OPT_FLAG, &s->jsonl}},
         {EXPORT, {"what", 0, KV_OPT_STR, &s->a.what}},
-        {PLOT, {"output", 'o', KV_OPT_STR, &s->a.folder}},
+        {PLOT | REPORT, {"output", 'o', KV_OPT_STR, &s->a.folder}},
         {PLOT, {"trace-file", 0, KV_OPT_STR, &s->a.trace_file}},
-        {PLOT, {"layer", 0, KV_OPT_U32, &s->a.layer}},
-        {PLOT, {"head", 0, KV_OPT_U32, &s->a.head}},
+        {PLOT | TEXT, {"layer", 0, KV_OPT_U32, &s->a.layer}},
+        {PLOT | TEXT, {"head", 0, KV_OPT_U32, &s->a.head}},
+        {TEXT, {"html", 0, KV_OPT_STR, &s->a.html}},
+        {REPORT, {"text", 0, KV_OPT_LIST, &s->a.text_policies}},
     };
     kv_opt opts[sizeof all / sizeof *all + 1];
     size_t n = 0;
@@ -135,7 +150,7 @@ int main(int argc, char **argv)
         st = k == N_COMMAND ? unknown_command(name, &err) : parse(argc, argv, COMMANDS[k].bit, &s, &err);
         if (!st && s.csv + s.json + s.jsonl > 1)
             st = kv_fail(&err, KV_EMISUSE, "choose one of --csv, --json and --jsonl");
-        if (!st && s.a.rest.n > 1 && COMMANDS[k].bit != PLOT)
+        if (!st && s.a.rest.n > 1 && !(COMMANDS[k].bit & (PLOT | TEXT | REPORT)))
             st = kv_fail(&err, KV_EMISUSE, "unexpected argument '%s' (the database goes with --db)", s.a.rest.v[1]);
         if (!st) {
             s.a.format = s.csv ? KV_OUT_CSV : s.json ? KV_OUT_JSON : s.jsonl ? KV_OUT_JSONL : KV_OUT_TABLE;

@@ -58,6 +58,8 @@ typedef struct {
     " AND (:categories IS NULL OR r.category IN (SELECT value FROM json_each(:categories)))"                           \
     " AND (:model IS NULL OR r.model = :model) "
 
+/* Length of the first item of a comma list; in specs a comma whose next item has '=' before any ':' does not end it. */
+size_t kv_item_length(const char *s, bool spec);
 /* Lists as on the command line: items separated by commas; in policies an item with '=' before any ':' continues the
  * one before it (canonical specs hold commas). Every name must occur in the database; otherwise KV_EMISSING lists the
  * known ones, nearest first. An empty database and a selection without runs are errors that say so. model NULL = all

@@ -41,8 +41,7 @@ out:
     return st;
 }
 
-/* Length of the first item of a comma list; in specs a comma whose next item has '=' before any ':' does not end it. */
-static size_t item_length(const char *s, bool spec)
+size_t kv_item_length(const char *s, bool spec)
 {
     size_t n = 0;
     for (;;) {
@@ -67,7 +66,7 @@ static kv_status to_json(kv_db *db, const char *kind, const kv_list *l, const ch
     for (size_t i = 0; i < l->n && !st; i++) {
         const char *s = l->v[i];
         do {
-            size_t n = item_length(s, spec);
+            size_t n = kv_item_length(s, spec);
             char *item = strndup(s, n);
             bool found = false;
             if (!item)
