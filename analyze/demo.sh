@@ -20,8 +20,10 @@ if [ ! -f "$out/attention.svg" ] || [ "$out/results.db" -nt "$out/attention.svg"
     "$bin/kv-analyze" plot all --db "$out/results.db" -o "$out" >/dev/null
     set -- "$traces"/*.kvt
     "$bin/kv-analyze" plot attention --trace-file "$1" -p snapkv -b 11.7% -o "$out" >/dev/null
+    "$bin/kv-analyze" report "$@" --db "$out/results.db" -o "$out/report.html" 2>/dev/null
 fi
 "$bin/kv-analyze" summary --db "$out/results.db" --metric layer_error --budget 3.2%,11.7%,39.8%
 echo
 echo "results: $out/results.db   figures: $(ls "$out"/*.svg | wc -l) in $out/*.svg and *.png"
+echo "report:  $out/report.html"
 echo "next:    $bin/kv-analyze curve --db $out/results.db --metric recall"

@@ -216,7 +216,7 @@ static void put_maps(kv_report *r, const kv_sheet *s)
             heads = fmax(heads, kv_cell_number(kv_sheet_at(s, i, head)) + 1);
             if (l != before) rows++, before = l;
         }
-        if (!label[c] || !rows) continue;
+        if (!label[c] || rows < 1) continue;
         double w = fmax(6, fmin(14, 200 / heads)), h = fmax(4, fmin(10, 300 / rows)), at = -1;
         before = NAN;
         fputs("<figure><figcaption>", f), kv_html_puts(f, label[c]);
