@@ -5,8 +5,10 @@
 #include <stdlib.h>
 
 #include "capture/tokenizer.h"
+#include "traces/cli.h"
 
 #define TOKEN_FILE_MAX ((size_t)1 << 30)
+#define RANDOM         "random:"
 
 static kv_status no_memory(kv_error *err)
 {
@@ -172,6 +174,25 @@ out:
     return st;
 }
 
+/* "random:N" or "random:N:SEED". */
+static kv_status random_ids(const char *what, kv_job *j, uint32_t n_vocab, kv_error *err)
+{
+    char *text = kv_format("%s", what + strlen(RANDOM)), *colon = text ? strchr(text, ':') : NULL;
+    uint64_t n = 0;
+    kv_rng r = {1};
+    kv_status st = text ? KV_OK : no_memory(err);
+
+    if (colon) *colon = 0;
+    if (!st && (!kv_parse_u64(text, &n) || !n || n > KV_TOKENS_MAX || (colon && !kv_parse_u64(colon + 1, &r.s))))
+        st =
+            kv_fail(err, KV_EMISUSE, "tokens '%s': use random:N or random:N:SEED, N from 1 to %u", what, KV_TOKENS_MAX);
+    j->n_token = (uint32_t)n;
+    if (!st) st = kv_array(&j->token, j->n_token, sizeof *j->token, err);
+    for (uint32_t i = 0; i < j->n_token && !st; i++) j->token[i] = (uint32_t)(kv_rng_next(&r) % n_vocab);
+    free(text);
+    return st;
+}
+
 kv_status kv_job_from_tokens(const kv_model *m, const char *path, uint32_t n_prompt, uint32_t decode, kv_job *out,
                              kv_error *err)
 {
@@ -179,10 +200,14 @@ kv_status kv_job_from_tokens(const kv_model *m, const char *path, uint32_t n_pro
     const char *base = strrchr(path, '/');
     kv_status st;
 
+    bool random = !strncmp(path, RANDOM, strlen(RANDOM));
+
     *j = (kv_job){0};
-    base = base ? base + 1 : path;
+    base = base && !random ? base + 1 : path;
     if (!(j->id = kv_format("%.*s", (int)strcspn(base, "."), base))) return no_memory(err);
-    if ((st = read_ids(path, j, m->desc.n_vocab, err))) goto out;
+    for (char *c = j->id; random && *c; c++) *c = *c == ':' ? '-' : *c;
+    st = random ? random_ids(path, j, m->desc.n_vocab, err) : read_ids(path, j, m->desc.n_vocab, err);
+    if (st) goto out;
     if (n_prompt > j->n_token) {
         st = kv_fail(err, KV_EMISUSE, "tokens '%s': --prompt-tokens %u of %u tokens", path, n_prompt, j->n_token);
         goto out;

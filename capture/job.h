@@ -24,7 +24,8 @@ typedef struct {
  * prompt must be loaded. KV_EFORMAT, KV_EMISUSE name the prompt. */
 kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, bool special, uint32_t decode, kv_job *out,
                              kv_error *err);
-/* A file with a JSON array of ids, used as given; the first n_prompt are the prompt (0 = all). */
+/* A file with a JSON array of ids, used as given, or random:N[:SEED], ids at random; the first n_prompt are the prompt
+ * (0 = all). */
 kv_status kv_job_from_tokens(const kv_model *m, const char *path, uint32_t n_prompt, uint32_t decode, kv_job *out,
                              kv_error *err);
 /* When the greedy tokens are known: their bytes behind the text, their offsets behind the others. */

@@ -86,6 +86,9 @@ typedef struct {
     uint32_t stored; /* number of the tensor in the model's file(s) */
     uint32_t first, group, stride;
     bool paired, turned;
+    /* A synthetic model (capture/synthetic.h) has no file: element i is kv_random_weight(seed, i, random). */
+    float random; /* 0: the tensor is in a file */
+    uint64_t seed;
 } kv_tensor;
 
 /* Norm weights. w NULL: there is no such norm; b NULL: no bias. */
@@ -132,8 +135,8 @@ typedef enum {
                         * The reader of the blocks checks their values */
 } kv_weights;
 
-/* path: a GGUF file (any part of a split one), or a folder with config.json and safetensors. `threads` expand side by
- * side. */
+/* path: a GGUF file (any part of a split one), a folder with config.json and safetensors, or synthetic:NAME. `threads`
+ * expand side by side. */
 kv_status kv_model_open(const char *path, kv_weights weights, uint32_t threads, kv_model **out, kv_error *err);
 /* Fills desc.sha256: of the one file; of several, the hash over their hashes in order. */
 kv_status kv_model_hash(kv_model *m, kv_error *err);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "capture/model.h"
+#include "capture/synthetic.h"
 
 /* The place in the half-split layout of row r of a head whose rows are stored in RoPE pairs: row 2j+s goes to
  * s*rope_dim/2 + j; rows that are not rotated stay. */
@@ -76,6 +77,7 @@ kv_status kv_tensor_floats(const kv_model *m, const kv_tensor *t, uint32_t row, 
         memcpy(dst, t->f32 + (size_t)row * t->cols, (size_t)n * t->cols * sizeof *dst);
         return KV_OK;
     }
+    if (t->random > 0) return kv_synthetic_floats(t, row, n, dst), KV_OK;
     uint8_t *raw = NULL;
     size_t per_row = t->cols / t->type->block;
     kv_status st = kv_array(&raw, n, t->row_bytes, err);

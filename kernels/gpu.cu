@@ -179,14 +179,14 @@ static cudaDataType_t type_of(int bits)
 }
 
 /* cuBLAS counts columns first: what it calls c [n][m] is c [m][n] in rows. */
-extern "C" int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, const void *a, size_t ld_a,
-                             const void *w, int c_bits, void *c, size_t ld_c, bool add)
+extern "C" int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, float alpha, const void *a,
+                             size_t ld_a, const void *w, int c_bits, void *c, size_t ld_c, bool add)
 {
-    float one = 1, beta = add ? 1.0f : 0.0f;
+    float beta = add ? 1.0f : 0.0f;
     cublasComputeType_t compute = bits == 32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F;
     if (m > INT32_MAX || n > INT32_MAX || k > INT32_MAX || ld_a > INT32_MAX || ld_c > INT32_MAX)
         return cudaErrorInvalidValue;
-    return blas_code(cublasGemmEx(b->handle, CUBLAS_OP_T, CUBLAS_OP_N, (int)n, (int)m, (int)k, &one, w, type_of(bits),
+    return blas_code(cublasGemmEx(b->handle, CUBLAS_OP_T, CUBLAS_OP_N, (int)n, (int)m, (int)k, &alpha, w, type_of(bits),
                                   (int)k, a, type_of(bits), (int)ld_a, &beta, c, type_of(c_bits), (int)ld_c, compute,
                                   CUBLAS_GEMM_DEFAULT));
 }
@@ -204,7 +204,7 @@ extern "C" int kv_matmul_cuda(size_t m, size_t n, size_t k, const float *a, cons
     if (!e) e = kv_gpu_alloc(4 * m * n, &dc);
     if (!e) e = kv_gpu_copy(da, a, 4 * m * k, s);
     if (!e) e = kv_gpu_copy(db, b, 4 * n * k, s);
-    if (!e) e = kv_gpu_matmul(h, m, n, k, 32, da, k, db, 32, dc, n, false);
+    if (!e) e = kv_gpu_matmul(h, m, n, k, 32, 1, da, k, db, 32, dc, n, false);
     for (size_t r = 0; r < m && !e; r++) e = kv_gpu_copy(c + r * ldc, (float *)dc + r * n, 4 * n, s);
     if (!e) e = kv_gpu_stream_sync(s);
     kv_gpu_blas_close(h);

@@ -51,10 +51,10 @@ int kv_gpu_zero(void *p, size_t n, kv_gpu_stream s);
 int kv_gpu_blas_open(kv_gpu_stream s, kv_gpu_blas **out);
 void kv_gpu_blas_close(kv_gpu_blas *b);
 size_t kv_gpu_blas_bytes(void); /* device memory of one */
-/* c [m][n] = a [m][k] w [n][k]^T (+ c when `add`), rows at ld_a, k and ld_c; a and w of `bits`, c of c_bits (32 = f32,
- * 16 = f16, 17 = bf16). Sums in f32; bits 32 is plain f32, never tf32. */
-int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, const void *a, size_t ld_a, const void *w,
-                  int c_bits, void *c, size_t ld_c, bool add);
+/* c [m][n] = alpha a [m][k] w [n][k]^T (+ c when `add`), rows at ld_a, k and ld_c; a and w of `bits`, c of c_bits (32 =
+ * f32, 16 = f16, 17 = bf16). Sums in f32; bits 32 is plain f32, never tf32. */
+int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, float alpha, const void *a, size_t ld_a,
+                  const void *w, int c_bits, void *c, size_t ld_c, bool add);
 
 /* ------------------------------------------------------------------------------------------------ kernels of a capture
  * Device pointers; 0 or an error code; errors of the device itself appear at the next synchronisation. */
@@ -66,12 +66,19 @@ int kv_planes_dev(size_t n_head, size_t n, const void *src, int src_bits, size_t
                   bool split, kv_gpu_stream s);
 /* nll[r] = ln sum exp(logits[r]) - logits[r][target[r]]; rows of n_vocab. kv_nll_ref is the definition. */
 int kv_nll_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll, kv_gpu_stream s);
+/* Mixture of experts: weight [n_row][n_expert] from router logits of the same shape, in place: softmax, 0 for all but
+ * the `used` largest (ties: lower number), the rest divided by their sum when `norm`. n_expert <= 1024. */
+int kv_router_dev(size_t n_row, size_t n_expert, size_t used, bool norm, float *weight, kv_gpu_stream s);
+/* x[r] += weight[r * ld_w] * y[r], rows of n. */
+int kv_add_weighted_dev(size_t n_row, size_t n, float *x, const float *y, const float *weight, size_t ld_w,
+                        kv_gpu_stream s);
 /* flag[0] = 1 when one of x[0..n) is not finite; else it stays. */
 int kv_finite_dev(size_t n, const float *x, uint32_t *flag, kv_gpu_stream s);
-/* p [q_head][n_row][width], f16: rows row0.. of the attention map from their log-sum-exp lse [q_head] rows at lse_head;
- * 0 where a row does not look. q [q_head][row][d] from row0 on, heads q_head apart; k likewise, of `bits`. */
+/* p [n_head][n_row][width], f16: rows row0.. of the attention map of query heads head_first.. from their log-sum-exp; 0
+ * where a row does not look. q [query head][row][d] from row0 on, heads q_head apart; k [KV head][token][d], kv_head
+ * apart, both of `bits`; lse [query head][row], lse_head apart; query head h reads KV head h / group. */
 typedef struct {
-    uint32_t n_q_head, n_kv_head, d, n_row, row0, width, window;
+    uint32_t head_first, n_head, group, d, n_row, row0, width, window;
     float scale, softcap;
     int bits;
     size_t q_head, kv_head, lse_head;

@@ -158,11 +158,11 @@ size_t kv_gpu_blas_bytes(void)
     return 0;
 }
 
-int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, const void *a, size_t ld_a, const void *w,
-                  int c_bits, void *c, size_t ld_c, bool add)
+int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, float alpha, const void *a, size_t ld_a,
+                  const void *w, int c_bits, void *c, size_t ld_c, bool add)
 {
-    (void)b, (void)m, (void)n, (void)k, (void)bits, (void)a, (void)ld_a, (void)w, (void)c_bits, (void)c, (void)ld_c;
-    (void)add;
+    (void)b, (void)m, (void)n, (void)k, (void)bits, (void)alpha, (void)a, (void)ld_a, (void)w, (void)c_bits;
+    (void)c, (void)ld_c, (void)add;
     return NO_DEVICE;
 }
 
@@ -176,6 +176,19 @@ int kv_planes_dev(size_t n_head, size_t n, const void *src, int src_bits, size_t
 int kv_nll_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll, kv_gpu_stream s)
 {
     (void)n_row, (void)n_vocab, (void)logits, (void)target, (void)nll, (void)s;
+    return NO_DEVICE;
+}
+
+int kv_router_dev(size_t n_row, size_t n_expert, size_t used, bool norm, float *weight, kv_gpu_stream s)
+{
+    (void)n_row, (void)n_expert, (void)used, (void)norm, (void)weight, (void)s;
+    return NO_DEVICE;
+}
+
+int kv_add_weighted_dev(size_t n_row, size_t n, float *x, const float *y, const float *weight, size_t ld_w,
+                        kv_gpu_stream s)
+{
+    (void)n_row, (void)n, (void)x, (void)y, (void)weight, (void)ld_w, (void)s;
     return NO_DEVICE;
 }
 

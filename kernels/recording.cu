@@ -143,6 +143,58 @@ extern "C" int kv_finite_dev(size_t n, const float *x, uint32_t *flag, kv_gpu_st
     return cudaGetLastError();
 }
 
+/* ------------------------------------------------------------------------------------------------ experts */
+/* One warp a row: `used` times the largest of what is left. */
+static __global__ void router(size_t n_row, int n_expert, int used, bool norm, float *weight)
+{
+    size_t row = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= n_row) return;
+    float *w = weight + row * n_expert, top = -CUDART_INF_F, sum = 0, kept = 0;
+    for (int i = lane; i < n_expert; i += 32) top = fmaxf(top, w[i]);
+    for (int d = 16; d; d /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, d));
+    for (int i = lane; i < n_expert; i += 32) sum += expf(w[i] - top);
+    for (int d = 16; d; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
+    unsigned chosen = 0; /* bit j: expert lane + 32 j */
+    for (int u = 0; u < used; u++) {
+        float best = -CUDART_INF_F;
+        int at = n_expert;
+        for (int i = lane, j = 0; i < n_expert; i += 32, j++)
+            if (!(chosen >> j & 1) && w[i] > best) best = w[i], at = i;
+        for (int d = 16; d; d /= 2) {
+            float b = __shfl_xor_sync(0xffffffff, best, d);
+            int a = __shfl_xor_sync(0xffffffff, at, d);
+            if (b > best || (b == best && a < at)) best = b, at = a;
+        }
+        if (at % 32 == lane) chosen |= 1u << at / 32;
+        kept += expf(best - top) / sum;
+    }
+    for (int i = lane, j = 0; i < n_expert; i += 32, j++)
+        w[i] = chosen >> j & 1 ? expf(w[i] - top) / sum / (norm ? kept : 1) : 0;
+}
+
+extern "C" int kv_router_dev(size_t n_row, size_t n_expert, size_t used, bool norm, float *weight, kv_gpu_stream s)
+{
+    if (!n_row) return 0;
+    if (!used || used > n_expert || n_expert > 1024) return cudaErrorInvalidValue;
+    router<<<(unsigned)((n_row + 7) / 8), 256, 0, s>>>(n_row, (int)n_expert, (int)used, norm, weight);
+    return cudaGetLastError();
+}
+
+static __global__ void add_weighted(size_t n_row, size_t n, float *x, const float *y, const float *weight, size_t ld_w)
+{
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n_row * n; i += (size_t)gridDim.x * blockDim.x)
+        x[i] += weight[i / n * ld_w] * y[i];
+}
+
+extern "C" int kv_add_weighted_dev(size_t n_row, size_t n, float *x, const float *y, const float *weight, size_t ld_w,
+                                   kv_gpu_stream s)
+{
+    if (!n_row || !n) return 0;
+    add_weighted<<<blocks_for(n_row * n, THREADS, 4096), THREADS, 0, s>>>(n_row, n, x, y, weight, ld_w);
+    return cudaGetLastError();
+}
+
 /* ------------------------------------------------------------------------------------------------ maps */
 static __device__ float as_float(const void *p, size_t i, int bits)
 {
@@ -156,28 +208,28 @@ static __device__ float as_float(const void *p, size_t i, int bits)
 static __global__ void map_rows(kv_gpu_map m, const void *q, const void *k, const float *lse, uint16_t *p)
 {
     extern __shared__ float query[];
-    size_t row = blockIdx.y, h = blockIdx.z, at = m.row0 + row, j = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    size_t row = blockIdx.y, h = m.head_first + blockIdx.z, at = m.row0 + row, j = (size_t)blockIdx.x * THREADS + threadIdx.x;
     for (size_t c = threadIdx.x; c < m.d; c += THREADS) query[c] = as_float(q, h * m.q_head + row * m.d + c, m.bits);
     __syncthreads();
     if (j >= m.width) return;
     float v = 0;
     if (j <= at && (!m.window || at - j < m.window)) {
-        size_t key = h / (m.n_q_head / m.n_kv_head) * m.kv_head + j * m.d;
+        size_t key = h / m.group * m.kv_head + j * m.d;
         float s = 0;
         for (size_t c = 0; c < m.d; c++) s = fmaf(query[c], as_float(k, key + c, m.bits), s);
         s *= m.scale;
         if (m.softcap > 0) s = m.softcap * tanhf(s / m.softcap);
         v = expf(s - lse[h * m.lse_head + row]);
     }
-    p[(h * m.n_row + row) * m.width + j] = (uint16_t)kv_f16_bits(__float_as_uint(v));
+    p[(blockIdx.z * (size_t)m.n_row + row) * m.width + j] = (uint16_t)kv_f16_bits(__float_as_uint(v));
 }
 
 extern "C" int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *lse, void *p, kv_gpu_stream s)
 {
     if (!m->n_row) return 0;
-    if (!m->n_kv_head || m->n_q_head % m->n_kv_head || m->n_row > 65535 || m->n_q_head > 65535 || m->d > 4096)
+    if (!m->group || m->n_row > 65535 || m->n_head > 65535 || m->d > 4096)
         return cudaErrorInvalidValue;
-    dim3 grid(blocks_for(m->width, THREADS, INT32_MAX), m->n_row, m->n_q_head);
+    dim3 grid(blocks_for(m->width, THREADS, INT32_MAX), m->n_row, m->n_head);
     map_rows<<<grid, THREADS, 4 * (size_t)m->d, s>>>(*m, q, k, lse, (uint16_t *)p);
     return cudaGetLastError();
 }
