@@ -25,10 +25,10 @@ WARN      := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wv
 CFLAGS    ?= -O2 -g
 KFLAGS    := -std=c11 -I. -I$(OBJ) -D_GNU_SOURCE -ffp-contract=off -fno-math-errno -pthread $(WARN) \
              $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
-PKGS      := libzstd jansson libpcre2-8 sqlite3 openblas
+PKGS      := libzstd jansson libpcre2-8 libutf8proc sqlite3 openblas zlib
 # The packages may be missing while `make deps` runs, so these are recursive and silent.
 PKGCFLAGS  = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-LIBS       = $(shell pkg-config --libs $(PKGS) 2>/dev/null || echo -lzstd -ljansson -lpcre2-8 -lsqlite3 -lopenblas) -ldl -lm
+LIBS       = $(shell pkg-config --libs $(PKGS) 2>/dev/null || echo -lzstd -ljansson -lpcre2-8 -lutf8proc -lsqlite3 -lopenblas -lz) -ldl -lm
 KSRC      := $(filter-out kernels/nocuda.c,$(wildcard kernels/*.c))
 ifeq ($(CUDA),1)
 CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
@@ -90,7 +90,7 @@ $(OUT)/tests/plugins/%.so: tests/plugins/%.c sim/kvtrace_policy.h
 	$(PLUGIN)
 
 # ---------------------------------------------------------------------------------------------------- packages
-DEB_BUILD := gcc libc6-dev pkg-config libzstd-dev libsqlite3-dev libopenblas-dev libjansson-dev libpcre2-dev gnuplot-nox
+DEB_BUILD := gcc libc6-dev pkg-config libzstd-dev libsqlite3-dev libopenblas-dev libjansson-dev libpcre2-dev libutf8proc-dev zlib1g-dev gnuplot-nox
 DEB_MODEL := python3 python3-pip ca-certificates
 DEB_TEST  := zstd python3-numpy python3-zstandard
 # $(call install,packages): install what is missing, or print the command and stop.

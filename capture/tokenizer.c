@@ -1,93 +1,36 @@
-/* tokenizer.c - text to token ids: byte-level BPE and SentencePiece-style BPE by score.
+/* tokenizer.c - text to token ids: byte-level BPE and SentencePiece-style BPE.
  *
- *   text -> special tokens cut out, longest first -> (BPE: pieces by regular expressions) -> merges -> ids
+ *   text -> special tokens cut out -> normalised -> other added tokens cut out -> pieces (pretok.h) -> merges -> ids
  *
- * Merging is one algorithm for both kinds: symbols in a list, the best adjacent pair from a heap, (key, position)
+ * Merging is one algorithm for all kinds: symbols in a list, the best adjacent pair from a heap, (key, position)
  * ascending; the key is the merge's rank or the inverted score. n symbols cost O(n log n) also when a text is one
  * piece. */
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <stdlib.h>
 
 #include "capture/vocab.h"
 
 #define TEXT_MAX (1u << 28) /* bytes of one text */
-#define STAGES   4
 
-/* ------------------------------------------------------------------------------------------------ pre-tokenisers */
-
-/* Unicode White_Space as class members. PCRE2's own \s would also take U+180E, which left that property in Unicode 6.3.
- */
-#define S    "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" S "\\p{L}\\p{N}]+|[" S "]+(?![^" S "])"
-#define LLAMA3(numbers)                                                                                                \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" numbers "| ?[^" S "\\p{L}\\p{N}]+[\\r\\n]*|"         \
-    "[" S "]*[\\r\\n]+|[" S "]+(?![^" S "])|[" S "]+"
-#define SPACES "|[" S "]+"
-
-/* Each stage cuts the pieces of the stage before it; what lies between two matches is a piece too. */
+/* Tokens that are cut out of a text as they stand. */
 typedef struct {
-    const char *names; /* values of tokenizer.ggml.pre, each between two spaces */
-    const char *stage[STAGES];
-    bool llama3; /* whole pieces before merges (ignore_merges), and BOS unless the file says otherwise */
-} pre_row;
-
-static const pre_row pre_table[] = {
-    {" gpt-2 phi-2 ", {GPT2 SPACES}, false},
-    {" smollm starcoder refact command-r ", {"\\p{N}", GPT2 SPACES}, false},
-    {" llama-bpe llama3 llama-v3 ", {LLAMA3("\\p{N}{1,3}")}, true},
-    {" qwen2 deepseek-r1-qwen ", {LLAMA3("\\p{N}")}, false},
-    {" default ", {"[\\p{P}\\$\\+<=>\\^~\\|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]"}, false},
-};
-
-static const pre_row *find_pre(const char *name)
-{
-    char padded[sizeof(kv_shown) + 2];
-    snprintf(padded, sizeof padded, " %s ", name);
-    for (size_t i = 0; i < sizeof pre_table / sizeof *pre_table; i++)
-        if (!strchr(name, ' ') && strstr(pre_table[i].names, padded)) return &pre_table[i];
-    return NULL;
-}
-
-/* ------------------------------------------------------------------------------------------------ tokenizer */
-
-struct kv_tokenizer {
-    kv_vocab v;
-    bool add_bos, ignore_merges;
-    pcre2_code *re[STAGES];
-    int n_stage;
-    /* tokens that are cut out of a text as they stand */
-    kv_slice *special; /* [n_special] */
-    uint32_t *special_id;
-    uint32_t n_special;
-    kv_strmap by_special;
+    kv_slice *s; /* [n] */
+    uint32_t *id;
+    uint32_t n;
+    kv_strmap map;
     size_t *length; /* [n_length] the different lengths, descending */
     size_t n_length;
     bool first[256]; /* the bytes they begin with */
+} token_set;
+
+struct kv_tokenizer {
+    kv_vocab v;
+    bool add_bos;
+    token_set raw, normalized; /* looked for in the text; in the normalised text */
+    char *pool;                /* strings of `normalized` */
     char describe[240];
 };
 
-static kv_status compile(kv_tokenizer *t, kv_error *err)
-{
-    const pre_row *pre = find_pre(t->v.pre.s);
-    if (!pre)
-        return kv_fail(err, KV_EUNSUPPORTED,
-                       "pre-tokeniser '%s' (tokenizer.ggml.pre) is not known, and a wrong one would change the tokens",
-                       t->v.pre.s);
-    t->ignore_merges = pre->llama3;
-    if (t->v.add_bos < 0) t->add_bos = pre->llama3;
-    for (int i = 0; i < STAGES && pre->stage[i]; i++, t->n_stage++) {
-        int code;
-        PCRE2_SIZE at;
-        t->re[i] = pcre2_compile((PCRE2_SPTR)pre->stage[i], PCRE2_ZERO_TERMINATED,
-                                 PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &code, &at, NULL);
-        if (!t->re[i])
-            return kv_fail(err, KV_EUNSUPPORTED, "regular expression of pre-tokeniser '%s': PCRE2 error %d at %zu",
-                           t->v.pre.s, code, (size_t)at);
-        pcre2_jit_compile(t->re[i], PCRE2_JIT_COMPLETE); /* without it the interpreter matches the same */
-    }
-    return KV_OK;
-}
+/* ------------------------------------------------------------------------------------------------ tokenizer */
 
 static int longer_first(const void *a, const void *b)
 {
@@ -98,33 +41,100 @@ static int longer_first(const void *a, const void *b)
 static bool is_special(const kv_vocab *v, uint32_t i)
 {
     uint8_t type = v->type[i];
+    if (v->flags && !(v->flags[i] & KV_ADDED)) return false;
     /* a string that is not UTF-8 cannot occur in a text that is */
     return (type == KV_TOKEN_CONTROL || type == KV_TOKEN_USER || type == KV_TOKEN_UNKNOWN) && v->raw[i].n &&
            kv_utf8_bad(v->raw[i].p, v->raw[i].n) == v->raw[i].n;
 }
 
-static kv_status collect_special(kv_tokenizer *t, kv_error *err)
+static bool is_normalized(const kv_vocab *v, uint32_t i)
+{
+    return v->flags && v->flags[i] & KV_ADDED_NORMALIZED;
+}
+
+/* The special tokens that are looked for in the text (or in the normalised text). */
+static kv_status collect(const kv_vocab *v, bool normalized, token_set *s, kv_error *err)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < t->v.n; i++) n += is_special(&t->v, i);
+    for (uint32_t i = 0; i < v->n; i++) n += is_special(v, i) && is_normalized(v, i) == normalized;
     kv_status st;
-    if ((st = kv_array(&t->special, n, sizeof *t->special, err)) ||
-        (st = kv_array(&t->special_id, n, sizeof *t->special_id, err)) ||
-        (st = kv_array(&t->length, n, sizeof *t->length, err)) ||
-        (st = kv_strmap_init(&t->by_special, t->special, n, err)))
+    if ((st = kv_array(&s->s, n, sizeof *s->s, err)) || (st = kv_array(&s->id, n, sizeof *s->id, err)) ||
+        (st = kv_array(&s->length, n, sizeof *s->length, err)))
         return st;
-    for (uint32_t i = 0; i < t->v.n; i++) {
-        if (!is_special(&t->v, i)) continue;
-        uint32_t k = t->n_special++;
-        t->special[k] = t->v.raw[i], t->special_id[k] = i;
-        kv_strmap_put(&t->by_special, k);
-        t->first[(uint8_t)t->v.raw[i].p[0]] = true;
-        t->length[k] = t->v.raw[i].n;
-    }
-    qsort(t->length, n, sizeof *t->length, longer_first);
-    for (uint32_t i = 0; i < n; i++)
-        if (!i || t->length[i] != t->length[i - 1]) t->length[t->n_length++] = t->length[i];
+    for (uint32_t i = 0; i < v->n; i++)
+        if (is_special(v, i) && is_normalized(v, i) == normalized) s->s[s->n] = v->raw[i], s->id[s->n++] = i;
     return KV_OK;
+}
+
+static kv_status index_set(token_set *s, kv_error *err)
+{
+    kv_status st = kv_strmap_init(&s->map, s->s, s->n, err);
+    if (st) return st;
+    for (uint32_t k = 0; k < s->n; k++) {
+        s->length[k] = s->s[k].n;
+        if (!s->s[k].n) continue;
+        kv_strmap_put(&s->map, k);
+        s->first[(uint8_t)s->s[k].p[0]] = true;
+    }
+    qsort(s->length, s->n, sizeof *s->length, longer_first);
+    for (uint32_t i = 0; i < s->n; i++)
+        if (s->length[i] && (!i || s->length[i] != s->length[i - 1])) s->length[s->n_length++] = s->length[i];
+    return KV_OK;
+}
+
+/* Normal form C and the rule for spaces that belongs to it. *a holds the text, then the result. */
+static kv_status normalize(const kv_vocab *v, bool first, kv_stretch *a, kv_stretch *b, kv_error *err)
+{
+    kv_status st = KV_OK;
+    if (v->nfc && !(st = kv_stretch_nfc(a, b, err))) {
+        kv_stretch swap = *a;
+        *a = *b, *b = swap;
+    }
+    if (!st && (v->normal.prefix || v->normal.mark) && !(st = kv_stretch_spaces(a, v->normal, first, b, err))) {
+        kv_stretch swap = *a;
+        *a = *b, *b = swap;
+    }
+    return st;
+}
+
+/* Such tokens are found in their normalised spelling. */
+static kv_status normalize_set(kv_tokenizer *t, kv_error *err)
+{
+    token_set *s = &t->normalized;
+    kv_stretch a = {0}, b = {0};
+    size_t total = 0, at = 0;
+    kv_status st = KV_OK;
+    for (int pass = 0; pass < 2 && !st; pass++) {
+        if (pass) st = kv_array(&t->pool, total, 1, err);
+        for (uint32_t k = 0; k < s->n && !st; k++) {
+            kv_slice raw = t->v.raw[s->id[k]];
+            if ((st = kv_stretch_set(&a, raw.p, raw.n, 0, err)) || (st = normalize(&t->v, true, &a, &b, err))) break;
+            if (!pass) {
+                total += a.n;
+                continue;
+            }
+            memcpy(t->pool + at, a.p, a.n);
+            s->s[k] = (kv_slice){t->pool + at, a.n};
+            at += a.n;
+        }
+    }
+    kv_stretch_free(&a), kv_stretch_free(&b);
+    return st;
+}
+
+static void describe(kv_tokenizer *t)
+{
+    const kv_vocab *v = &t->v;
+    const char *nfc = v->nfc ? ", NFC" : "";
+    if (v->hf)
+        snprintf(t->describe, sizeof t->describe, "%s BPE, tokenizer.json%s, %u tokens",
+                 v->kind == KV_VOCAB_SPM ? "SentencePiece-style" : "byte-level", nfc, v->n);
+    else if (v->kind == KV_VOCAB_SPM)
+        snprintf(t->describe, sizeof t->describe, "SentencePiece-style BPE by score, %u tokens", v->n);
+    else
+        snprintf(t->describe, sizeof t->describe, "byte-level BPE, pre %s%s, %u tokens", v->pre.s,
+                 v->pre_named ? "" : " (a guess: the file names none, so tokens may differ from the model's own)",
+                 v->n);
 }
 
 kv_status kv_tokenizer_create(kv_vocab *v, kv_tokenizer **out, kv_error *err)
@@ -139,29 +149,38 @@ kv_status kv_tokenizer_create(kv_vocab *v, kv_tokenizer **out, kv_error *err)
     t->v = *v;
     memset(v, 0, sizeof *v);
     t->add_bos = t->v.add_bos < 0 ? t->v.kind == KV_VOCAB_SPM : t->v.add_bos;
-    if (t->v.kind == KV_VOCAB_BPE) st = compile(t, err);
-    if (!st) st = collect_special(t, err);
+    if (t->v.kind == KV_VOCAB_BPE && !t->v.hf) {
+        bool llama3 = false;
+        st = kv_pretok_named(t->v.pre.s, &t->v.cut, &llama3, err);
+        t->v.ignore_merges = llama3;
+        if (t->v.add_bos < 0) t->add_bos = llama3;
+    }
+    if (!st) st = collect(&t->v, false, &t->raw, err);
+    if (!st) st = collect(&t->v, true, &t->normalized, err);
+    if (!st) st = normalize_set(t, err);
+    if (!st) st = index_set(&t->raw, err);
+    if (!st) st = index_set(&t->normalized, err);
     if (st) {
         kv_tokenizer_close(t);
         return st;
     }
     if (t->v.bos == KV_NONE) t->add_bos = false;
-    if (t->v.kind == KV_VOCAB_SPM)
-        snprintf(t->describe, sizeof t->describe, "SentencePiece-style BPE by score, %u tokens", t->v.n);
-    else
-        snprintf(t->describe, sizeof t->describe, "byte-level BPE, pre %s%s, %u tokens", t->v.pre.s,
-                 t->v.pre_named ? "" : " (a guess: the file names none, so tokens may differ from the model's own)",
-                 t->v.n);
+    describe(t);
     *out = t;
     return KV_OK;
+}
+
+static void free_set(token_set *s)
+{
+    kv_strmap_fini(&s->map);
+    free(s->s), free(s->id), free(s->length);
 }
 
 void kv_tokenizer_close(kv_tokenizer *t)
 {
     if (!t) return;
-    for (int i = 0; i < STAGES; i++) pcre2_code_free(t->re[i]);
-    kv_strmap_fini(&t->by_special);
-    free(t->special), free(t->special_id), free(t->length);
+    free_set(&t->raw), free_set(&t->normalized);
+    free(t->pool);
     kv_vocab_free(&t->v);
     free(t);
 }
@@ -189,11 +208,16 @@ const char *kv_tokenizer_template(const kv_tokenizer *t)
 
 /* ------------------------------------------------------------------------------------------------ one text */
 
-/* A stretch of the text: a special token, or text still to be tokenised (id KV_NONE). */
+/* A stretch of a text: a special token, or text still to be tokenised (id KV_NONE). */
 typedef struct {
     size_t at, n;
     uint32_t id;
 } fragment;
+
+typedef struct {
+    fragment *v, *next;
+    size_t n, n_next, cap, next_cap;
+} fragments;
 
 /* A symbol is known by the byte where it begins; the next one begins at at + len. len 0: merged into the one before. */
 typedef struct {
@@ -208,43 +232,30 @@ typedef struct {
 /* The state of one call. */
 typedef struct {
     const kv_tokenizer *t;
-    const char *text;
-    size_t n;
-    fragment *frag, *next_frag;
-    size_t n_frag, n_next, frag_cap, next_cap;
+    const kv_tokenize_options *o;
+    fragments frag, inner;
+    kv_stretch text, a, b; /* a and b: on the way */
+    const char *view;      /* the piece that is being merged */
+    const uint32_t *origin;
+    const kv_stretch *from; /* what pieces are cut from, from byte from_at */
+    size_t from_at;
     symbol *sym;
     size_t sym_cap;
     pair *heap;
     size_t n_heap, heap_cap;
-    char *buf;        /* a piece as the vocabulary spells it (SPM: with U+2581) */
-    uint32_t *origin; /* SPM: place in the text of each byte of buf */
-    size_t buf_cap, origin_cap;
+    char *spelled;
+    size_t spelled_cap;
     uint32_t *id, *offset;
     size_t n_out, id_cap, offset_cap;
-    pcre2_match_data *match;
-    pcre2_match_context *context;
-    pcre2_jit_stack *stack;
+    uint32_t unk_end; /* the last token is the unknown one, and its text ends here */
+    kv_pretok_room room;
     kv_error *err;
 } job;
 
-/* Grow *p (elements of `size` bytes) to hold at least n. */
-static kv_status grow(void *p, size_t *cap, size_t n, size_t size, kv_error *err)
-{
-    void *old, *fresh;
-    size_t want = n < 64 ? 64 : n + n / 2, bytes;
-    if (n <= *cap) return KV_OK;
-    memcpy(&old, p, sizeof old);
-    if (!kv_mul(want, size, &bytes) || !(fresh = realloc(old, bytes)))
-        return kv_fail(err, KV_ENOMEM, "out of memory for %zu symbols of a text", want);
-    memcpy(p, &fresh, sizeof fresh);
-    *cap = want;
-    return KV_OK;
-}
-
 static kv_status emit(job *j, uint32_t id, size_t at)
 {
-    kv_status st = grow(&j->id, &j->id_cap, j->n_out + 1, sizeof *j->id, j->err);
-    if (!st) st = grow(&j->offset, &j->offset_cap, j->n_out + 2, sizeof *j->offset, j->err);
+    kv_status st = kv_grow(&j->id, &j->id_cap, j->n_out + 1, sizeof *j->id, j->err);
+    if (!st) st = kv_grow(&j->offset, &j->offset_cap, j->n_out + 2, sizeof *j->offset, j->err);
     if (!st) j->id[j->n_out] = id, j->offset[j->n_out++] = (uint32_t)at;
     return st;
 }
@@ -258,7 +269,7 @@ static bool before(const pair *a, const pair *b)
 
 static kv_status heap_put(job *j, pair p)
 {
-    kv_status st = grow(&j->heap, &j->heap_cap, j->n_heap + 1, sizeof *j->heap, j->err);
+    kv_status st = kv_grow(&j->heap, &j->heap_cap, j->n_heap + 1, sizeof *j->heap, j->err);
     if (st) return st;
     size_t i = j->n_heap++;
     for (; i && before(&p, &j->heap[(i - 1) / 2]); i = (i - 1) / 2) j->heap[i] = j->heap[(i - 1) / 2];
@@ -298,12 +309,12 @@ static kv_status offer(job *j, uint32_t left, uint32_t right)
     const kv_vocab *v = &j->t->v;
     const symbol *l = &j->sym[left], *r = &j->sym[right];
     pair p = {.left = left, .left_len = l->len, .right_len = r->len};
-    if (v->kind == KV_VOCAB_BPE) {
+    if (v->kind == KV_VOCAB_BPE || v->by_rank) {
         const kv_merge *m = kv_vocab_merge(v, l->id, r->id);
         if (!m) return KV_OK;
         p.key = m->rank, p.id = m->id;
     } else {
-        p.id = kv_vocab_find(v, j->buf + left, (size_t)l->len + r->len);
+        p.id = kv_vocab_find(v, j->view + left, (size_t)l->len + r->len);
         if (p.id == KV_NONE) return KV_OK;
         p.key = key_of_score(v->score[p.id]);
     }
@@ -331,201 +342,264 @@ static kv_status merge_all(job *j, uint32_t n)
     return st;
 }
 
-/* Byte-level BPE of one piece, bytes at .. at+n-1 of the text. */
-static kv_status bpe_piece(job *j, size_t at, size_t n)
+/* A byte that no token stands for. */
+static kv_status no_token(const job *j, size_t i)
+{
+    return kv_fail(j->err, KV_EFORMAT, "cannot tokenize byte 0x%02x at %u: the vocabulary has no token for it",
+                   (uint8_t)j->view[i], j->origin[i]);
+}
+
+/* The whole piece as a token, where pieces that are tokens stay whole. */
+static kv_status whole_piece(job *j, size_t n, bool *done)
 {
     const kv_vocab *v = &j->t->v;
-    kv_status st;
-    if (j->t->ignore_merges && n <= v->longest) {
-        size_t spelled;
-        if ((st = grow(&j->buf, &j->buf_cap, 2 * n, 1, j->err))) return st;
-        kv_vocab_spell(j->text + at, n, j->buf, &spelled);
-        uint32_t id = kv_vocab_find(v, j->buf, spelled);
-        if (id != KV_NONE) return emit(j, id, at);
+    const char *s = j->view;
+    size_t len = n;
+    *done = false;
+    if (!v->ignore_merges || n > v->longest) return KV_OK;
+    if (v->kind == KV_VOCAB_BPE) {
+        kv_status st = kv_grow(&j->spelled, &j->spelled_cap, 2 * n, 1, j->err);
+        if (st) return st;
+        kv_vocab_spell(s, n, j->spelled, &len);
+        s = j->spelled;
     }
-    if ((st = grow(&j->sym, &j->sym_cap, n, sizeof *j->sym, j->err))) return st;
+    uint32_t id = kv_vocab_find(v, s, len);
+    *done = id != KV_NONE;
+    return *done ? emit(j, id, j->origin[0]) : KV_OK;
+}
+
+/* One symbol a byte. */
+static kv_status byte_symbols(job *j, size_t n)
+{
+    const kv_vocab *v = &j->t->v;
     for (uint32_t i = 0; i < n; i++) {
-        uint8_t b = (uint8_t)j->text[at + i];
-        if (v->byte_id[b] == KV_NONE)
-            return kv_fail(j->err, KV_EFORMAT, "cannot tokenize byte 0x%02x at %zu: the vocabulary has no token for it",
-                           b, at + i);
+        uint8_t b = (uint8_t)j->view[i];
+        if (v->byte_id[b] == KV_NONE) return no_token(j, i);
         j->sym[i] = (symbol){1, i - 1, v->byte_id[b]};
     }
-    st = merge_all(j, (uint32_t)n);
-    for (uint32_t i = 0; i < n && !st; i += j->sym[i].len) st = emit(j, j->sym[i].id, at + i);
-    return st;
+    return KV_OK;
 }
 
-/* Cut bytes at .. at+n-1 by the expression of `stage`, hand the pieces to the next one. */
-static kv_status split(job *j, int stage, size_t at, size_t n)
+/* One symbol a character. By rank, a character that is no token is its bytes from the beginning, by score in the end:
+ * it may still become part of a longer token. */
+static void char_symbols(job *j, size_t n)
 {
-    if (!n) return KV_OK;
-    if (stage == j->t->n_stage) return bpe_piece(j, at, n);
-    size_t done = 0;
-    while (done < n) {
-        /* the piece is a subject of its own: look-ahead must not see what another stage has cut off */
-        int r =
-            pcre2_match(j->t->re[stage], (PCRE2_SPTR)j->text + at, n, done, PCRE2_NO_UTF_CHECK, j->match, j->context);
-        if (r == PCRE2_ERROR_NOMATCH) break;
-        if (r < 0)
-            return kv_fail(j->err, KV_EFORMAT, "cannot tokenize the text at byte %zu: PCRE2 error %d", at + done, r);
-        const PCRE2_SIZE *o = pcre2_get_ovector_pointer(j->match);
-        size_t a = o[0], b = o[1];
-        if (b <= a || a < done)
-            return kv_fail(j->err, KV_EFORMAT, "cannot tokenize the text at byte %zu: empty match", at);
-        kv_status st = split(j, stage + 1, at + done, a - done);
-        if (!st) st = split(j, stage + 1, at + a, b - a);
-        if (st) return st;
-        done = b;
+    const kv_vocab *v = &j->t->v;
+    uint32_t prev = 0;
+    for (uint32_t i = 0; i < n;) {
+        uint32_t bytes = (uint32_t)kv_char_bytes(j->view[i]), id = kv_vocab_find(v, j->view + i, bytes), k = 0;
+        while (v->by_rank && id == KV_NONE && k < bytes && v->byte_id[(uint8_t)j->view[i + k]] != KV_NONE) k++;
+        if (k < bytes) {
+            j->sym[i] = (symbol){bytes, prev, id};
+            prev = i, i += bytes;
+            continue;
+        }
+        for (k = 0; k < bytes; k++, prev = i++) j->sym[i] = (symbol){1, prev, v->byte_id[(uint8_t)j->view[i]]};
     }
-    return split(j, stage + 1, at + done, n - done);
 }
 
-static size_t char_bytes(char first)
-{
-    uint8_t c = (uint8_t)first;
-    return c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
-}
-
-/* Bytes of symbol `at` that is no token: <0xXX> for each, or the unknown token. */
+/* Bytes of a symbol that is no token: <0xXX> for each, or the unknown token. */
 static kv_status emit_bytes(job *j, uint32_t at, uint32_t len)
 {
     const kv_vocab *v = &j->t->v;
     kv_status st = KV_OK;
     for (uint32_t i = at; i < at + len && !st; i++) {
-        uint8_t b = (uint8_t)j->buf[i];
-        if (v->byte_id[b] != KV_NONE)
+        uint8_t b = (uint8_t)j->view[i];
+        if (v->byte_id[b] != KV_NONE && !v->by_rank) {
             st = emit(j, v->byte_id[b], j->origin[i]);
-        else if (v->unk != KV_NONE)
-            return emit(j, v->unk, j->origin[i]);
-        else
-            st = kv_fail(j->err, KV_EFORMAT, "cannot tokenize byte 0x%02x at %u: the vocabulary has no token for it", b,
-                         j->origin[i]);
+        } else if (v->unk != KV_NONE) {
+            bool again = v->fuse_unk && j->n_out && j->id[j->n_out - 1] == v->unk && j->unk_end == j->origin[at];
+            j->unk_end = j->origin[at] + len;
+            return again ? KV_OK : emit(j, v->unk, j->origin[i]);
+        } else {
+            st = no_token(j, i);
+        }
     }
     return st;
 }
 
-/* BPE by score of one stretch of text: spaces as U+2581, one in front when `prefix` (at the start of the text and
- * behind each special token: wherever a stretch begins). */
-static kv_status spm_fragment(job *j, size_t at, size_t n, bool prefix)
+/* One piece of what is being cut. */
+static kv_status merge_piece(void *ctx, size_t at, size_t n)
 {
-    size_t spaces = prefix, len = 0;
-    for (size_t i = 0; i < n; i++) spaces += j->text[at + i] == ' ';
-    size_t total = n + 2 * spaces + prefix;
+    job *j = ctx;
     kv_status st;
-    if ((st = grow(&j->buf, &j->buf_cap, total, 1, j->err)) ||
-        (st = grow(&j->origin, &j->origin_cap, total, sizeof *j->origin, j->err)) ||
-        (st = grow(&j->sym, &j->sym_cap, total, sizeof *j->sym, j->err)))
+    bool done;
+    j->view = j->from->p + j->from_at + at, j->origin = j->from->origin + j->from_at + at;
+    if ((st = whole_piece(j, n, &done)) || done) return st;
+    if ((st = kv_grow(&j->sym, &j->sym_cap, n, sizeof *j->sym, j->err))) return st;
+    if (j->t->v.kind == KV_VOCAB_SPM)
+        char_symbols(j, n);
+    else if ((st = byte_symbols(j, n)))
         return st;
-    uint32_t prev = 0;
-    for (size_t i = prefix ? SIZE_MAX : 0; i == SIZE_MAX || i < n;) {
-        bool space = i == SIZE_MAX || j->text[at + i] == ' ';
-        const char *c = space ? "\xe2\x96\x81" : j->text + at + i;
-        size_t bytes = char_bytes(*c);
-        memcpy(j->buf + len, c, bytes);
-        for (size_t k = 0; k < bytes; k++)
-            j->origin[len + k] = (uint32_t)(i == SIZE_MAX ? at : space ? at + i : at + i + k);
-        j->sym[len] = (symbol){(uint32_t)bytes, prev, kv_vocab_find(&j->t->v, c, bytes)};
-        prev = (uint32_t)len;
-        len += bytes;
-        i = i == SIZE_MAX ? 0 : i + (space ? 1 : bytes);
-    }
-    st = merge_all(j, (uint32_t)len);
-    for (uint32_t i = 0; i < len && !st; i += j->sym[i].len)
+    st = merge_all(j, (uint32_t)n);
+    for (uint32_t i = 0; i < n && !st; i += j->sym[i].len)
         st = j->sym[i].id == KV_NONE ? emit_bytes(j, i, j->sym[i].len) : emit(j, j->sym[i].id, j->origin[i]);
     return st;
 }
 
 /* --- special tokens --- */
 
-static kv_status add_fragment(job *j, size_t at, size_t n, uint32_t id)
+/* Bytes of the white space character (Unicode White_Space) at p, 0 when there is none. */
+static size_t space_at(const char *p, size_t n)
+{
+    static const char *const wide[] = {"\xc2\x85",     "\xc2\xa0",     "\xe1\x9a\x80", "\xe2\x80\xa8",
+                                       "\xe2\x80\xa9", "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80"};
+    if (n && (*p == ' ' || (*p >= '\t' && *p <= '\r'))) return 1;
+    if (n >= 3 && !memcmp(p, "\xe2\x80", 2) && (uint8_t)p[2] >= 0x80 && (uint8_t)p[2] <= 0x8a) return 3;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
+        if (n >= strlen(wide[i]) && !memcmp(p, wide[i], strlen(wide[i]))) return strlen(wide[i]);
+    return 0;
+}
+
+static kv_status add_fragment(job *j, fragments *f, size_t at, size_t n, uint32_t id)
 {
     if (!n) return KV_OK;
-    kv_status st = grow(&j->next_frag, &j->next_cap, j->n_next + 1, sizeof *j->next_frag, j->err);
-    if (!st) j->next_frag[j->n_next++] = (fragment){at, n, id};
+    kv_status st = kv_grow(&f->next, &f->next_cap, f->n_next + 1, sizeof *f->next, j->err);
+    if (!st) f->next[f->n_next++] = (fragment){at, n, id};
     return st;
 }
 
-/* Cut the tokens of one length out of f. */
-static kv_status cut_length(job *j, fragment f, size_t length, bool control)
+/* May the token stand at bytes i .. of the text? Control tokens stand where the caller wants them parsed. */
+static bool allowed(const job *j, const kv_stretch *s, size_t i, size_t n, uint32_t id)
 {
-    const kv_tokenizer *t = j->t;
-    size_t from = f.at, end = f.at + f.n;
+    const kv_tokenize_options *o = j->o;
+    if (j->t->v.type[id] == KV_TOKEN_USER) return true;
+    size_t a = s->origin[i], b = s->origin[i + n - 1];
+    return o->special && (b < o->literal_at || a >= o->literal_at + o->literal_n);
+}
+
+/* The token of the set, of one of these lengths, that stands at byte i, KV_NONE when none does. */
+static uint32_t token_at(const job *j, const token_set *set, const kv_stretch *s, size_t i, size_t end,
+                         const size_t *length, size_t n_length, size_t *n)
+{
+    if (!set->first[(uint8_t)s->p[i]]) return KV_NONE;
+    for (size_t l = 0; l < n_length; l++) {
+        uint32_t k = length[l] <= end - i ? kv_strmap_get(&set->map, s->p + i, length[l]) : KV_NONE;
+        if (k == KV_NONE || !allowed(j, s, i, length[l], set->id[k])) continue;
+        *n = length[l];
+        return set->id[k];
+    }
+    return KV_NONE;
+}
+
+/* Cut the tokens of some lengths out of one fragment. */
+static kv_status cut_fragment(job *j, const token_set *set, const kv_stretch *s, fragment f, fragments *to,
+                              const size_t *length, size_t n_length)
+{
+    size_t from = f.at, end = f.at + f.n, n, w;
     kv_status st = KV_OK;
-    for (size_t i = f.at; f.id == KV_NONE && !st && length <= end - i;) {
-        uint32_t k = t->first[(uint8_t)j->text[i]] ? kv_strmap_get(&t->by_special, j->text + i, length) : KV_NONE;
-        if (k == KV_NONE || (!control && t->v.type[t->special_id[k]] != KV_TOKEN_USER)) {
+    if (f.id != KV_NONE) return add_fragment(j, to, f.at, f.n, f.id);
+    for (size_t i = f.at; i < end && !st;) {
+        uint32_t id = token_at(j, set, s, i, end, length, n_length, &n);
+        if (id == KV_NONE) {
             i++;
             continue;
         }
-        st = add_fragment(j, from, i - from, KV_NONE);
-        if (!st) st = add_fragment(j, i, length, t->special_id[k]);
-        i = from = i + length;
+        uint8_t flags = j->t->v.flags ? j->t->v.flags[id] : 0;
+        size_t at = i, stop = i + n;
+        if (flags & KV_ADDED_STRIP_LEFT)
+            for (bool more = true; more;) {
+                more = false;
+                for (size_t k = 1; k <= 3 && at >= from + k && !more; k++)
+                    if (space_at(s->p + at - k, k) == k) at -= k, more = true;
+            }
+        if (flags & KV_ADDED_STRIP_RIGHT)
+            while (stop < end && (w = space_at(s->p + stop, end - stop))) stop += w;
+        if (at > from) st = add_fragment(j, to, from, at - from, KV_NONE);
+        if (!st) st = add_fragment(j, to, at, stop - at, id);
+        /* the white space behind a token may be a token too: it then stands twice, as with Hugging Face */
+        i += n, from = stop;
     }
-    return st ? st : add_fragment(j, from, end - from, f.id);
+    return st ? st : add_fragment(j, to, from, end - from, KV_NONE);
 }
 
-static kv_status cut_special(job *j, bool control)
+/* Cut the tokens of the set out of s: leftmost, then longest (Hugging Face), or the longest first (llama.cpp). */
+static kv_status cut_special(job *j, const token_set *set, const kv_stretch *s, fragments *f)
 {
-    kv_status st = add_fragment(j, 0, j->n, KV_NONE);
-    for (size_t l = 0; l <= j->t->n_length && !st; l++) {
-        fragment *swap = j->frag;
-        size_t cap = j->frag_cap;
-        j->frag = j->next_frag, j->frag_cap = j->next_cap, j->n_frag = j->n_next;
-        j->next_frag = swap, j->next_cap = cap, j->n_next = 0;
-        if (l == j->t->n_length) break;
-        for (size_t i = 0; i < j->n_frag && !st; i++) st = cut_length(j, j->frag[i], j->t->length[l], control);
+    size_t passes = j->t->v.hf ? 1 : set->n_length;
+    f->n_next = 0;
+    kv_status st = add_fragment(j, f, 0, s->n, KV_NONE);
+    for (size_t pass = 0; pass <= passes && !st; pass++) {
+        fragment *swap = f->v;
+        size_t cap = f->cap;
+        f->v = f->next, f->cap = f->next_cap, f->n = f->n_next;
+        f->next = swap, f->next_cap = cap, f->n_next = 0;
+        if (pass == passes) break;
+        for (size_t i = 0; i < f->n && !st; i++)
+            st = j->t->v.hf ? cut_fragment(j, set, s, f->v[i], f, set->length, set->n_length)
+                            : cut_fragment(j, set, s, f->v[i], f, set->length + pass, 1);
     }
     return st;
 }
 
-static kv_status start_matching(job *j)
+/* A stretch of normalised text without special tokens: bytes at .. at+n-1 of s. */
+static kv_status cut_text(job *j, const kv_stretch *s, size_t at, size_t n)
 {
-    j->match = pcre2_match_data_create(1, NULL);
-    j->context = pcre2_match_context_create(NULL);
-    j->stack = pcre2_jit_stack_create(32 * 1024, 4 << 20, NULL);
-    if (!j->match || !j->context || !j->stack) return kv_fail(j->err, KV_ENOMEM, "out of memory for the tokenizer");
-    pcre2_jit_stack_assign(j->context, NULL, j->stack);
-    /* linear for these expressions; the limits only turn a surprise into an error */
-    pcre2_set_match_limit(j->context, 2000000000);
-    pcre2_set_heap_limit(j->context, 1 << 20);
-    return KV_OK;
+    const kv_vocab *v = &j->t->v;
+    kv_status st;
+    j->from = s, j->from_at = at;
+    if (v->before_cut.prefix || v->before_cut.mark) {
+        kv_stretch part = {.p = s->p + at, .origin = s->origin + at, .n = n};
+        if ((st = kv_stretch_spaces(&part, v->before_cut, !s->origin[at], &j->b, j->err))) return st;
+        j->from = &j->b, j->from_at = 0, n = j->b.n;
+    }
+    return kv_pretok_split(&v->cut, &j->room, j->from->p + j->from_at, n, merge_piece, j, j->err);
 }
 
-kv_status kv_tokenize(const kv_tokenizer *t, const char *text, size_t n, bool special, bool bos, kv_tokens *out,
-                      kv_error *err)
+/* A stretch of the text between special tokens. */
+static kv_status tokenize_text(job *j, fragment f)
 {
-    job j = {.t = t, .text = text, .n = n, .err = err};
+    const kv_vocab *v = &j->t->v;
+    kv_status st = KV_OK;
+    if (!v->nfc && !v->normal.prefix && !v->normal.mark && !j->t->normalized.n) return cut_text(j, &j->text, f.at, f.n);
+    if ((st = kv_stretch_set(&j->a, j->text.p + f.at, f.n, f.at, j->err)) ||
+        (st = normalize(v, !f.at, &j->a, &j->b, j->err)) || (st = cut_special(j, &j->t->normalized, &j->a, &j->inner)))
+        return st;
+    for (size_t i = 0; i < j->inner.n && !st; i++) {
+        fragment g = j->inner.v[i];
+        st = g.id != KV_NONE ? emit(j, g.id, j->a.origin[g.at]) : cut_text(j, &j->a, g.at, g.n);
+    }
+    return st;
+}
+
+kv_status kv_tokenize_with(const kv_tokenizer *t, const char *text, size_t n, const kv_tokenize_options *o,
+                           kv_tokens *out, kv_error *err)
+{
+    job j = {.t = t, .o = o, .err = err};
     memset(out, 0, sizeof *out);
     if (n > TEXT_MAX)
         return kv_fail(err, KV_EUNSUPPORTED, "cannot tokenize %zu bytes at once (at most %u)", n, TEXT_MAX);
     size_t bad = kv_utf8_bad(text, n);
     if (bad < n) return kv_fail(err, KV_EFORMAT, "cannot tokenize the text: not valid UTF-8 at byte %zu", bad);
-    kv_status st = start_matching(&j);
-    if (!st) st = cut_special(&j, special);
-    if (!st && bos && t->add_bos) st = emit(&j, t->v.bos, 0);
-    for (size_t i = 0; i < j.n_frag && !st; i++) {
-        fragment f = j.frag[i];
-        if (f.id != KV_NONE)
-            st = emit(&j, f.id, f.at);
-        else if (t->v.kind == KV_VOCAB_BPE)
-            st = split(&j, 0, f.at, f.n);
-        else
-            st = spm_fragment(&j, f.at, f.n, t->v.add_space_prefix);
+    kv_status st = kv_pretok_room_init(&j.room, err);
+    if (!st) st = kv_stretch_set(&j.text, text, n, 0, err);
+    if (!st) st = cut_special(&j, &t->raw, &j.text, &j.frag);
+    if (!st && t->v.bos != KV_NONE && (o->bos == KV_BOS_ALWAYS || (o->bos == KV_BOS_FILE && t->add_bos)))
+        st = emit(&j, t->v.bos, 0);
+    for (size_t i = 0; i < j.frag.n && !st; i++) {
+        fragment f = j.frag.v[i];
+        st = f.id != KV_NONE ? emit(&j, f.id, f.at) : tokenize_text(&j, f);
     }
     /* never NULL, also for no tokens */
-    if (!st) st = grow(&j.id, &j.id_cap, j.n_out + 1, sizeof *j.id, err);
-    if (!st) st = grow(&j.offset, &j.offset_cap, j.n_out + 1, sizeof *j.offset, err);
+    if (!st) st = kv_grow(&j.id, &j.id_cap, j.n_out + 1, sizeof *j.id, err);
+    if (!st) st = kv_grow(&j.offset, &j.offset_cap, j.n_out + 1, sizeof *j.offset, err);
     if (!st) {
         j.offset[j.n_out] = (uint32_t)n;
         *out = (kv_tokens){j.id, j.offset, j.n_out};
         j.id = j.offset = NULL;
     }
-    pcre2_match_data_free(j.match);
-    pcre2_match_context_free(j.context);
-    pcre2_jit_stack_free(j.stack);
-    free(j.frag), free(j.next_frag), free(j.sym), free(j.heap), free(j.buf), free(j.origin), free(j.id), free(j.offset);
+    kv_pretok_room_free(&j.room);
+    kv_stretch_free(&j.text), kv_stretch_free(&j.a), kv_stretch_free(&j.b);
+    free(j.frag.v), free(j.frag.next), free(j.inner.v), free(j.inner.next);
+    free(j.sym), free(j.heap), free(j.spelled), free(j.id), free(j.offset);
     return st;
+}
+
+kv_status kv_tokenize(const kv_tokenizer *t, const char *text, size_t n, bool special, bool bos, kv_tokens *out,
+                      kv_error *err)
+{
+    kv_tokenize_options o = {.special = special, .bos = bos ? KV_BOS_FILE : KV_BOS_NEVER};
+    return kv_tokenize_with(t, text, n, &o, out, err);
 }
 
 void kv_tokens_free(kv_tokens *t)

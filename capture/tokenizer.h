@@ -18,6 +18,16 @@ typedef struct {
  * may contain zero bytes; KV_EFORMAT with the byte offset when it is not valid UTF-8. Thread-safe. */
 kv_status kv_tokenize(const kv_tokenizer *t, const char *text, size_t n, bool special, bool bos, kv_tokens *out,
                       kv_error *err);
+/* The same with more to say: control tokens are parsed (special) except in the bytes literal_at .. +literal_n-1, as
+ * between the parts of a chat template; where BOS comes from. */
+typedef enum { KV_BOS_NEVER, KV_BOS_FILE, KV_BOS_ALWAYS } kv_bos;
+typedef struct {
+    bool special;
+    kv_bos bos;
+    size_t literal_at, literal_n;
+} kv_tokenize_options;
+kv_status kv_tokenize_with(const kv_tokenizer *t, const char *text, size_t n, const kv_tokenize_options *o,
+                           kv_tokens *out, kv_error *err);
 void kv_tokens_free(kv_tokens *t);
 /* Bytes of one token (not zero-terminated; belongs to the tokenizer). */
 const char *kv_token_bytes(const kv_tokenizer *t, uint32_t id, size_t *n);

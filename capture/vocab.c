@@ -1,8 +1,7 @@
-/* vocab.c - tokenizer.ggml.* of a GGUF file into a token table. Ids and lengths are checked here once, so the tokenizer
- * can index without tests. */
+/* vocab.c - a token table: how tokens are spelled, how they are found, what they merge to. Where it comes from:
+ * vocab_gguf.c, vocab_hf.c. */
 #include "capture/vocab.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* Byte-level vocabularies write each byte as a printable code point: 33-126, 161-172 and 174-255 stand for themselves,
@@ -104,17 +103,15 @@ const kv_merge *kv_vocab_merge(const kv_vocab *v, uint32_t left, uint32_t right)
     return m->pair == KV_NO_PAIR ? NULL : m;
 }
 
-/* ------------------------------------------------------------------------------------------------ reading */
+/* ------------------------------------------------------------------------------------------------ filling */
 
-static kv_status read_strings(const kv_gguf *g, const kv_gguf_value *value, kv_vocab *v, kv_error *err)
+kv_status kv_vocab_set_strings(kv_vocab *v, const kv_slice *s, const bool *plain, const char *where, kv_error *err)
 {
-    kv_slice *s = NULL;
     size_t bytes = 0;
-    kv_status st = kv_gguf_strings(g, value, &s, err);
-    if (st) return st;
+    kv_status st = KV_OK;
     for (uint32_t i = 0; i < v->n && !st; i++) {
         if (s[i].n > KV_TOKEN_BYTES_MAX)
-            st = kv_fail(err, KV_EFORMAT, "token %u of tokenizer.ggml.tokens has %zu bytes (at most %u)", i, s[i].n,
+            st = kv_fail(err, KV_EFORMAT, "token %u of %s has %zu bytes (at most %u)", i, where, s[i].n,
                          KV_TOKEN_BYTES_MAX);
         if (s[i].n > v->longest) v->longest = s[i].n;
         bytes += 2 * s[i].n; /* raw and text, which is never longer */
@@ -122,196 +119,54 @@ static kv_status read_strings(const kv_gguf *g, const kv_gguf_value *value, kv_v
     if (!st) st = kv_array(&v->pool, bytes, 1, err);
     if (!st) st = kv_array(&v->raw, v->n, sizeof *v->raw, err);
     if (!st) st = kv_array(&v->text, v->n, sizeof *v->text, err);
+    if (!st) st = kv_array(&v->joined, v->longest + 1, 1, err);
     if (!st) st = kv_strmap_init(&v->by_raw, v->raw, v->n, err);
     char *p = v->pool;
     for (uint32_t i = 0; i < v->n && !st; i++) {
-        memcpy(p, s[i].p, s[i].n);
+        if (s[i].n) memcpy(p, s[i].p, s[i].n);
         v->raw[i] = (kv_slice){p, s[i].n};
         p += s[i].n;
-        v->text[i].p = p;
-        if (v->kind == KV_VOCAB_SPM)
-            v->text[i].n = unescape(v->raw[i], v->type[i], p);
+        if (plain && plain[i])
+            v->text[i] = v->raw[i];
+        else if (v->kind == KV_VOCAB_SPM)
+            v->text[i] = (kv_slice){p, unescape(v->raw[i], v->type[i], p)};
         else
-            v->text[i].n = unspell(v->raw[i], p);
+            v->text[i] = (kv_slice){p, unspell(v->raw[i], p)};
         p += v->text[i].n;
-        if (s[i].n) kv_strmap_replace(&v->by_raw, i); /* of equal strings the last counts, as in llama.cpp */
     }
-    free(s);
     return st;
 }
 
-static kv_status read_types(const kv_gguf *g, kv_vocab *v, kv_error *err)
+kv_status kv_vocab_begin_merges(kv_vocab *v, size_t n, const char *where, kv_error *err)
 {
-    static const char key[] = "tokenizer.ggml.token_type";
-    const kv_gguf_value *value = kv_gguf_find(g, key);
-    kv_status st = kv_array(&v->type, v->n, 1, err);
+    size_t size = 16;
+    if (n > KV_MERGES_MAX) return kv_fail(err, KV_EFORMAT, "%s has %zu elements (at most %u)", where, n, KV_MERGES_MAX);
+    while (size < 2 * n) size *= 2;
+    kv_status st = kv_array(&v->merge, size, sizeof *v->merge, err);
     if (st) return st;
-    if (value && (!value->array || value->n != v->n))
-        return kv_fail(err, KV_EFORMAT, "%s has %u elements for %u tokens", key, value->n, v->n);
-    for (uint32_t i = 0; i < v->n; i++) {
-        uint64_t t = KV_TOKEN_NORMAL;
-        if (value && (!kv_gguf_uint(value, i, &t) || t > KV_TOKEN_BYTE))
-            return kv_fail(err, KV_EFORMAT, "%s of token %u is not one of 0 to %d", key, i, KV_TOKEN_BYTE);
-        v->type[i] = (uint8_t)t;
-    }
+    v->merge_mask = (uint32_t)(size - 1);
+    for (size_t i = 0; i < size; i++) v->merge[i].pair = KV_NO_PAIR;
     return KV_OK;
 }
 
-static kv_status read_scores(const kv_gguf *g, kv_vocab *v, kv_error *err)
+kv_status kv_vocab_add_merge(kv_vocab *v, kv_slice l, kv_slice r, uint32_t rank, bool replace, const char *where,
+                             kv_error *err)
 {
-    static const char key[] = "tokenizer.ggml.scores";
-    const kv_gguf_value *value = kv_gguf_find(g, key);
-    if (!value && v->kind == KV_VOCAB_BPE) return KV_OK;
-    if (!value) return kv_fail(err, KV_EFORMAT, "%s is missing, which this kind of vocabulary needs", key);
-    if (!value->array || value->n != v->n)
-        return kv_fail(err, KV_EFORMAT, "%s has %u elements for %u tokens", key, value->n, v->n);
-    kv_status st = kv_array(&v->score, v->n, sizeof *v->score, err);
-    for (uint32_t i = 0; i < v->n && !st; i++) {
-        double x;
-        if (!kv_gguf_float(value, i, &x) || !isfinite(x))
-            return kv_fail(err, KV_EFORMAT, "%s of token %u is not a finite number", key, i);
-        v->score[i] = (float)x;
-    }
-    return st;
-}
-
-/* "left right", split at the first space behind the first byte. */
-static kv_status add_merge(kv_vocab *v, kv_slice s, uint32_t rank, char *joined, kv_error *err)
-{
-    static const char key[] = "tokenizer.ggml.merges";
-    const char *space = s.n > 1 ? memchr(s.p + 1, ' ', s.n - 1) : NULL;
-    size_t l = space ? (size_t)(space - s.p) : 0, r = space ? s.n - l - 1 : 0;
-    if (!r)
-        return kv_fail(err, KV_EFORMAT, "%s: entry %u '%s' is not a pair 'left right'", key, rank, kv_show(s.p, s.n).s);
-    uint32_t left = kv_vocab_find(v, s.p, l), right = kv_vocab_find(v, space + 1, r), id = KV_NONE;
-    if (l + r <= v->longest) {
-        memcpy(joined, s.p, l), memcpy(joined + l, space + 1, r);
-        id = kv_vocab_find(v, joined, l + r);
+    uint32_t left = kv_vocab_find(v, l.p, l.n), right = kv_vocab_find(v, r.p, r.n), id = KV_NONE;
+    if (l.n <= v->longest && r.n <= v->longest - l.n) {
+        memcpy(v->joined, l.p, l.n), memcpy(v->joined + l.n, r.p, r.n);
+        id = kv_vocab_find(v, v->joined, l.n + r.n);
     }
     if (left == KV_NONE || right == KV_NONE || id == KV_NONE)
-        return kv_fail(err, KV_EFORMAT, "%s: entry %u '%s': a part or the result is not in the vocabulary", key, rank,
-                       kv_show(s.p, s.n).s);
+        return kv_fail(err, KV_EFORMAT, "%s: entry %u '%s' + '%s': a part or the result is not in the vocabulary",
+                       where, rank, kv_show(l.p, l.n).s, kv_show(r.p, r.n).s);
     kv_merge *m = merge_slot(v, (uint64_t)left << 32 | right);
-    if (m->pair == KV_NO_PAIR) *m = (kv_merge){(uint64_t)left << 32 | right, rank, id}; /* the first one counts */
+    if (m->pair == KV_NO_PAIR || replace) *m = (kv_merge){(uint64_t)left << 32 | right, rank, id};
     return KV_OK;
 }
 
-static kv_status read_merges(const kv_gguf *g, kv_vocab *v, kv_error *err)
+void kv_vocab_find_bytes(kv_vocab *v)
 {
-    static const char key[] = "tokenizer.ggml.merges";
-    const kv_gguf_value *value = kv_gguf_find(g, key);
-    kv_slice *s = NULL;
-    char *joined = NULL;
-    size_t size = 16;
-    if (!value) return kv_fail(err, KV_EFORMAT, "%s is missing, which this kind of vocabulary needs", key);
-    if (value->n > KV_MERGES_MAX)
-        return kv_fail(err, KV_EFORMAT, "%s has %u elements (at most %u)", key, value->n, KV_MERGES_MAX);
-    while (size < 2 * (size_t)value->n) size *= 2;
-    kv_status st = kv_gguf_strings(g, value, &s, err);
-    if (!st) st = kv_array(&joined, v->longest + 1, 1, err);
-    if (!st) st = kv_array(&v->merge, size, sizeof *v->merge, err);
-    if (!st) {
-        v->merge_mask = (uint32_t)(size - 1);
-        for (size_t i = 0; i < size; i++) v->merge[i].pair = KV_NO_PAIR;
-    }
-    for (uint32_t i = 0; i < value->n && !st; i++) st = add_merge(v, s[i], i, joined, err);
-    free(s), free(joined);
-    return st;
-}
-
-static kv_status read_id(const kv_gguf *g, const char *key, const kv_vocab *v, uint32_t absent, uint32_t *out,
-                         kv_error *err)
-{
-    const kv_gguf_value *value = kv_gguf_find(g, key);
-    uint64_t id;
-    *out = absent < v->n ? absent : KV_NONE;
-    if (!value) return KV_OK;
-    if (value->array || !kv_gguf_uint(value, 0, &id)) return kv_fail(err, KV_EFORMAT, "%s is not a token id", key);
-    if (id >= v->n)
-        return kv_fail(err, KV_EFORMAT, "%s is %llu, but the vocabulary has %u tokens", key, (unsigned long long)id,
-                       v->n);
-    *out = (uint32_t)id;
-    return KV_OK;
-}
-
-static kv_status read_flag(const kv_gguf *g, const char *key, bool *found, bool *out, kv_error *err)
-{
-    const kv_gguf_value *value = kv_gguf_find(g, key);
-    *found = value;
-    if (value && !kv_gguf_bool(value, out)) return kv_fail(err, KV_EFORMAT, "%s is not a boolean", key);
-    return KV_OK;
-}
-
-/* Special ids and flags; the defaults are llama.cpp's. */
-static kv_status read_rules(const kv_gguf *g, kv_vocab *v, kv_error *err)
-{
-    bool spm = v->kind == KV_VOCAB_SPM, found, flag = false;
-    uint32_t pad;
-    kv_status st;
-    if ((st = read_id(g, "tokenizer.ggml.bos_token_id", v, spm ? 1 : KV_NONE, &v->bos, err)) ||
-        (st = read_id(g, "tokenizer.ggml.eos_token_id", v, spm ? 2 : KV_NONE, &v->eos, err)) ||
-        (st = read_id(g, "tokenizer.ggml.unknown_token_id", v, spm ? 0 : KV_NONE, &v->unk, err)) ||
-        (st = read_id(g, "tokenizer.ggml.padding_token_id", v, KV_NONE, &pad, err)) ||
-        (st = read_flag(g, "tokenizer.ggml.add_bos_token", &found, &flag, err)))
-        return st;
-    v->add_bos = found ? flag : -1;
-    if (found && flag && v->bos == KV_NONE)
-        return kv_fail(err, KV_EFORMAT,
-                       "tokenizer.ggml.add_bos_token is set, but tokenizer.ggml.bos_token_id is missing");
-    st = read_flag(g, "tokenizer.ggml.add_space_prefix", &found, &flag, err);
-    v->add_space_prefix = spm && (!found || flag);
-    return st;
-}
-
-static kv_status read_template(const kv_gguf *g, kv_vocab *v, kv_error *err)
-{
-    const kv_gguf_value *value = kv_gguf_find(g, "tokenizer.chat_template");
-    kv_slice s;
-    if (!value) return KV_OK;
-    if (!kv_gguf_string(value, &s)) return kv_fail(err, KV_EFORMAT, "tokenizer.chat_template is not a string");
-    v->chat_template = kv_format("%.*s", (int)s.n, s.p); /* a zero byte in it would end it: no harm done */
-    return v->chat_template ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for the chat template");
-}
-
-static kv_status read_kind(const kv_gguf *g, kv_vocab *v, kv_error *err)
-{
-    const kv_gguf_value *kind = kv_gguf_find(g, "tokenizer.ggml.model"), *pre = kv_gguf_find(g, "tokenizer.ggml.pre");
-    kv_slice s;
-    if (!kind) return kv_fail(err, KV_EUNSUPPORTED, "the file has no vocabulary (tokenizer.ggml.model)");
-    if (!kv_gguf_string(kind, &s)) return kv_fail(err, KV_EFORMAT, "tokenizer.ggml.model is not a string");
-    if (s.n == 4 && !memcmp(s.p, "gpt2", 4))
-        v->kind = KV_VOCAB_BPE;
-    else if (s.n == 5 && !memcmp(s.p, "llama", 5))
-        v->kind = KV_VOCAB_SPM;
-    else
-        return kv_fail(err, KV_EUNSUPPORTED,
-                       "vocabularies of the kind '%s' (tokenizer.ggml.model) are not supported; known: gpt2 llama",
-                       kv_show(s.p, s.n).s);
-    v->pre = kv_show("default", 7);
-    if (!pre) return KV_OK;
-    if (!kv_gguf_string(pre, &s)) return kv_fail(err, KV_EFORMAT, "tokenizer.ggml.pre is not a string");
-    v->pre = kv_show(s.p, s.n);
-    v->pre_named = true;
-    return KV_OK;
-}
-
-kv_status kv_vocab_read(const kv_gguf *g, uint32_t n_vocab, kv_vocab *v, kv_error *err)
-{
-    memset(v, 0, sizeof *v);
-    kv_status st = read_kind(g, v, err);
-    if (st) return st;
-    const kv_gguf_value *tokens = kv_gguf_find(g, "tokenizer.ggml.tokens");
-    if (!tokens) return kv_fail(err, KV_EFORMAT, "tokenizer.ggml.tokens is missing");
-    if (tokens->n != n_vocab)
-        return kv_fail(err, KV_EFORMAT, "tokenizer.ggml.tokens has %u elements, but the embedding has %u rows",
-                       tokens->n, n_vocab);
-    v->n = n_vocab;
-    if ((st = read_types(g, v, err)) || (st = read_strings(g, tokens, v, err)) || (st = read_scores(g, v, err)) ||
-        (st = read_rules(g, v, err)) || (st = read_template(g, v, err)) ||
-        (v->kind == KV_VOCAB_BPE && (st = read_merges(g, v, err)))) {
-        kv_vocab_free(v);
-        return st;
-    }
     for (uint32_t b = 0; b < 256; b++) {
         char name[8];
         size_t n;
@@ -322,12 +177,13 @@ kv_status kv_vocab_read(const kv_gguf *g, uint32_t n_vocab, kv_vocab *v, kv_erro
             n = (size_t)snprintf(name, sizeof name, "<0x%02X>", b);
         v->byte_id[b] = kv_vocab_find(v, name, n);
     }
-    return KV_OK;
 }
 
 void kv_vocab_free(kv_vocab *v)
 {
     kv_strmap_fini(&v->by_raw);
     free(v->pool), free(v->raw), free(v->text), free(v->type), free(v->score), free(v->merge), free(v->chat_template);
+    free(v->flags), free(v->joined);
+    kv_pretok_free(&v->cut);
     memset(v, 0, sizeof *v);
 }
