@@ -12,6 +12,15 @@ kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const k
     return e->ops->run(e, token, n, hook, last_logits, err);
 }
 
+kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
+                             const kv_engine_hook *hook, kv_error *err)
+{
+    if (!e->ops->branches)
+        return kv_fail(err, KV_EUNSUPPORTED,
+                       "this backend cannot run several continuations at once: use --backend cpu");
+    return e->ops->branches(e, token, row0, n, n_branch, hook, err);
+}
+
 void kv_engine_reset(kv_engine *e)
 {
     e->ops->reset(e);

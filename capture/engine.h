@@ -43,7 +43,8 @@ typedef struct {
 typedef struct {
     kv_dtype dtype;    /* f32, f16, bf16: rounding of Q, K, V */
     uint32_t threads;  /* results do not depend on it */
-    uint32_t capacity; /* tokens the cache must hold */
+    uint32_t capacity; /* tokens the cache must hold: the longest sequence */
+    bool no_cache;     /* only kv_engine_branches will be called: no cache is allocated */
 } kv_engine_options;
 
 /* An engine is one of several implementations: its struct begins with a kv_engine, whose table the functions below
@@ -54,6 +55,8 @@ typedef struct {
                      kv_error *err);
     void (*reset)(kv_engine *e);
     void (*close)(kv_engine *e);
+    kv_status (*branches)(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
+                          const kv_engine_hook *hook, kv_error *err); /* NULL: not in this backend */
 } kv_engine_ops;
 struct kv_engine {
     const kv_engine_ops *ops;
@@ -67,6 +70,14 @@ kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_e
  * signal came; KV_EUNSUPPORTED when rounding to the dtype overflowed (names layer and tensor). */
 kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const kv_engine_hook *hook, float *last_logits,
                         kv_error *err);
+/* Run the same n tokens, at positions row0 .. row0+n-1, in n_branch sequences that do not see each other, sharing every
+ * weight load: row r * n_branch + b is token r of branch b. The engine's cache is neither read nor written; attention
+ * is the hook's alone, which must attend in every layer: view.k and view.v hold the branches' own rows (kv_stride =
+ * n * n_branch, in the same order), view.row0 = row0, view.n_key = row0 + n, view.n_row = n * n_branch, what comes
+ * before row0 the hook knows. logits(): as in kv_engine_run, its row0 counting these rows from 0. KV_EMISUSE when the
+ * hook leaves a layer undone; KV_EUNSUPPORTED where the backend has no branches. */
+kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
+                             const kv_engine_hook *hook, kv_error *err);
 void kv_engine_reset(kv_engine *e); /* forget all rows */
 void kv_engine_close(kv_engine *e); /* NULL accepted */
 /* -ln p(target[r] | row r) for rows of logits [n_row][n_vocab], in double log-sum-exp. */

@@ -29,9 +29,11 @@ typedef struct {
     kv_engine base;
     const kv_model *m;
     kv_engine_options o;
-    int bits;          /* rounding, as kernels name it */
-    uint32_t n_past;   /* rows in the cache */
-    float **k, **v;    /* [n_layer] of [kv_heads][capacity][head_dim] */
+    int bits;        /* rounding, as kernels name it */
+    uint32_t n_past; /* rows in the cache */
+    float **k, **v;  /* [n_layer] of [kv_heads][capacity][head_dim]; NULL in an engine without a cache */
+    float *bk, *bv;  /* [kv_heads][rows][head_dim]: rows of branches, of one layer */
+    uint32_t branch_rows;
     uint32_t rows;     /* rows the buffers below hold */
     float *x;          /* [rows][hidden] residual stream */
     float *q;          /* [q_heads][rows][head_dim] */
@@ -72,7 +74,8 @@ static void cpu_close(kv_engine *base)
         if (e->k) free(e->k[l]);
         if (e->v) free(e->v[l]);
     }
-    free(e->k), free(e->v), free(e->x), free(e->q), free(e->out), free(e->lse), free(e->stat), free(e->x_norm);
+    free(e->k), free(e->v), free(e->bk), free(e->bv), free(e->x), free(e->q), free(e->out), free(e->lse), free(e->stat),
+        free(e->x_norm);
     free(e->block), free(e->rot), free(e->logits), free(e->overflow), free(e->failed);
     free(e);
 }
@@ -171,6 +174,8 @@ typedef struct {
     uint32_t layer, row0, n_row; /* the whole call */
     uint32_t first, count;       /* the block of rows at hand, relative to row0 */
     const float *proj;           /* [count][(q_heads + 2 kv_heads) * head_dim] */
+    float *k, *v;                /* where its rows go: [kv_heads][kv_stride][head_dim], from row kv_first on */
+    uint32_t kv_stride, kv_first;
     bool want_stat;
 } layer_job;
 
@@ -196,8 +201,9 @@ static void head_task(void *ctx, size_t i)
     size_t hd = d->head_dim, nq = d->n_q_head, nk = d->n_kv_head, ld = (nq + 2 * nk) * hd;
     size_t h = i < nq ? i : (i - nq) % nk;
     const float *all = i < nq ? w->bq : i < nq + nk ? w->bk : w->bv, *bias = all ? all + h * hd : NULL;
-    float *cache = i < nq + nk ? e->k[j->layer] : e->v[j->layer];
-    float *to = i < nq ? e->q + (h * j->n_row + j->first) * hd : cache + (h * e->o.capacity + j->row0 + j->first) * hd;
+    float *own = i < nq + nk ? j->k : j->v;
+    float *to =
+        i < nq ? e->q + (h * j->n_row + j->first) * hd : own + ((size_t)h * j->kv_stride + j->kv_first + j->first) * hd;
 
     for (size_t r = 0; r < j->count; r++) {
         const float *from = j->proj + r * ld + i * hd;
@@ -307,19 +313,25 @@ static kv_status check_finite(const float *v, size_t n, uint32_t layer, const ch
     return KV_OK;
 }
 
-static kv_status run_layer(cpu_engine *e, uint32_t layer, uint32_t n, const kv_engine_hook *hook, kv_error *err)
+/* branches = 0: rows that follow the cache. Else rows of as many branches behind position row0 - 1. */
+static kv_status run_layer(cpu_engine *e, uint32_t layer, uint32_t row0, uint32_t n, uint32_t branches,
+                           const kv_engine_hook *hook, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
-    layer_job j = {.e = e, .layer = layer, .row0 = e->n_past, .n_row = n};
+    layer_job j = {.e = e, .layer = layer, .row0 = row0, .n_row = n};
+    if (branches)
+        j.k = e->bk, j.v = e->bv, j.kv_stride = n;
+    else
+        j.k = e->k[layer], j.v = e->v[layer], j.kv_stride = e->o.capacity, j.kv_first = row0;
     rows_job length = {.e = e, .n_row = n, .width = d->hidden, .in = e->x, .out = e->x_norm};
     kv_attn_view view = {.layer = layer,
-                         .row0 = e->n_past,
+                         .row0 = row0,
                          .n_row = n,
-                         .n_key = e->n_past + n,
+                         .n_key = row0 + (branches ? n / branches : n),
                          .q = e->q,
-                         .k = e->k[layer],
-                         .v = e->v[layer],
-                         .kv_stride = e->o.capacity,
+                         .k = j.k,
+                         .v = j.v,
+                         .kv_stride = j.kv_stride,
                          .x_norm = e->x_norm,
                          .x = e->x,
                          .out = e->out};
@@ -329,6 +341,8 @@ static kv_status run_layer(cpu_engine *e, uint32_t layer, uint32_t n, const kv_e
     over_rows(e, length_task, &length);
     if ((st = check_finite(e->x_norm, n, layer, "residual stream", err)) || (st = project(e, &j, err))) return st;
     if (hook && hook->attend && (st = hook->attend(hook->ctx, &view, &done, err))) return st;
+    if (!done && branches)
+        return kv_fail(err, KV_EMISUSE, "layer %u: nobody attended for the branches of this run", layer);
     if (!done) {
         j.want_stat = hook && hook->want && hook->want(hook->ctx, layer) & KV_WANT_STAT;
         if (j.want_stat && !e->stat && (st = renew(&e->stat, e->rows, 4u * (size_t)d->n_q_head, err))) return st;
@@ -365,7 +379,8 @@ static kv_status logit_block(cpu_engine *e, uint32_t first, uint32_t n, kv_error
     return KV_OK;
 }
 
-static kv_status run_logits(cpu_engine *e, uint32_t n, const kv_engine_hook *hook, float *last, kv_error *err)
+static kv_status run_logits(cpu_engine *e, uint32_t row0, uint32_t n, const kv_engine_hook *hook, float *last,
+                            kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     bool all = hook && hook->logits;
@@ -384,53 +399,86 @@ static kv_status run_logits(cpu_engine *e, uint32_t n, const kv_engine_hook *hoo
         uint32_t count = n - r < step ? n - r : step;
         if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while computing logits");
         if ((st = logit_block(e, r, count, err))) return st;
-        if (all && (st = hook->logits(hook->ctx, e->n_past + r, count, e->logits, err))) return st;
+        if (all && (st = hook->logits(hook->ctx, row0 + r, count, e->logits, err))) return st;
         if (last && r + count == n)
             memcpy(last, e->logits + (size_t)(count - 1) * d->n_vocab, d->n_vocab * sizeof *last);
     }
     return KV_OK;
 }
 
-/* The angles of a call's rows once, for all heads and layers: the rope kernel itself turns the vector (1..1, 0..0) into
- * (cos.., sin..). */
-static void angle_table(cpu_engine *e, uint32_t n)
+/* The angles of n positions from row0 on, once for all heads and layers: the rope kernel itself turns the vector
+ * (1..1, 0..0) into (cos.., sin..). Each stands `repeat` times, for rows that share a position. */
+static void angle_table(cpu_engine *e, uint32_t row0, uint32_t n, uint32_t repeat)
 {
     const kv_model_desc *d = &e->m->desc;
     size_t rot = d->rope_dim;
     for (size_t i = 0; i < n * rot; i++) e->rot[i] = i % rot < rot / 2 ? 1.0f : 0.0f;
-    if (rot)
-        kv_rope(n, rot, rot, e->n_past, kv_rope_of_run(&d->rope[0], e->o.capacity), d->rope[0].mscale, e->rot, rot);
+    if (rot) kv_rope(n, rot, rot, row0, kv_rope_of_run(&d->rope[0], e->o.capacity), d->rope[0].mscale, e->rot, rot);
+    for (size_t i = (size_t)n * repeat; rot && repeat > 1 && i-- > 0;)
+        memmove(e->rot + i * rot, e->rot + i / repeat * rot, rot * sizeof *e->rot);
+}
+
+/* Through all layers: n tokens, each in `repeat` rows. branches as in run_layer. */
+static kv_status run_rows(cpu_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t repeat,
+                          uint32_t branches, const kv_engine_hook *hook, kv_error *err)
+{
+    const kv_model_desc *d = &e->m->desc;
+    kv_status st;
+
+    for (uint32_t i = 0; i < n; i++)
+        if (token[i] >= d->n_vocab)
+            return kv_fail(err, KV_EMISUSE, "token %u at position %u is not in the vocabulary of '%s' (%u tokens)",
+                           token[i], row0 + i, d->name, d->n_vocab);
+    if ((st = need_rows(e, n * repeat, err))) return st;
+    for (size_t i = 0; i < (size_t)n * repeat; i++)
+        memcpy(e->x + i * d->hidden, e->m->tok_embd.f32 + (size_t)token[i / repeat] * d->hidden,
+               d->hidden * sizeof *e->x);
+    angle_table(e, row0, n, repeat);
+    for (uint32_t l = 0; l < d->n_layer; l++) {
+        if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal before layer %u", l);
+        if ((st = run_layer(e, l, row0, n * repeat, branches, hook, err))) return st;
+    }
+    return KV_OK;
 }
 
 static kv_status cpu_run(kv_engine *base, const uint32_t *token, uint32_t n, const kv_engine_hook *hook,
                          float *last_logits, kv_error *err)
 {
     cpu_engine *e = (cpu_engine *)base;
-    const kv_model_desc *d = &e->m->desc;
     kv_status st;
 
-    if (!n || n > e->o.capacity - e->n_past)
-        return kv_fail(err, KV_EMISUSE, "cannot run %u tokens: the cache holds %u of %u", n, e->n_past, e->o.capacity);
-    for (uint32_t i = 0; i < n; i++)
-        if (token[i] >= d->n_vocab)
-            return kv_fail(err, KV_EMISUSE, "token %u at position %u is not in the vocabulary of '%s' (%u tokens)",
-                           token[i], e->n_past + i, d->name, d->n_vocab);
-    if ((st = need_rows(e, n, err))) return st;
-    for (size_t i = 0; i < n; i++)
-        memcpy(e->x + i * d->hidden, e->m->tok_embd.f32 + (size_t)token[i] * d->hidden, d->hidden * sizeof *e->x);
-    angle_table(e, n);
-    for (uint32_t l = 0; l < d->n_layer; l++) {
-        if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal before layer %u", l);
-        if ((st = run_layer(e, l, n, hook, err))) return st;
-    }
-    if ((st = run_logits(e, n, hook, last_logits, err))) return st;
+    if (!n || n > e->o.capacity - e->n_past || e->o.no_cache)
+        return kv_fail(err, KV_EMISUSE, "cannot run %u tokens: the cache holds %u of %u", n, e->n_past,
+                       e->o.no_cache ? 0 : e->o.capacity);
+    if ((st = run_rows(e, token, e->n_past, n, 1, 0, hook, err)) ||
+        (st = run_logits(e, e->n_past, n, hook, last_logits, err)))
+        return st;
     e->n_past += n;
     return KV_OK;
 }
 
+static kv_status cpu_branches(kv_engine *base, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
+                              const kv_engine_hook *hook, kv_error *err)
+{
+    cpu_engine *e = (cpu_engine *)base;
+    size_t width = (size_t)e->m->desc.n_kv_head * e->m->desc.head_dim, rows;
+    kv_status st;
+
+    if (!n || !n_branch || row0 > e->o.capacity || n > e->o.capacity - row0 || !kv_mul(n, n_branch, &rows) ||
+        rows > UINT32_MAX / 2)
+        return kv_fail(err, KV_EMISUSE, "cannot run %u branches of %u tokens from position %u", n_branch, n, row0);
+    if (rows > e->branch_rows) {
+        e->branch_rows = 0;
+        if ((st = renew(&e->bk, rows, width, err)) || (st = renew(&e->bv, rows, width, err))) return st;
+        e->branch_rows = (uint32_t)rows;
+    }
+    st = run_rows(e, token, row0, n, n_branch, n_branch, hook, err);
+    return st ? st : run_logits(e, 0, n * n_branch, hook, NULL, err);
+}
+
 kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err)
 {
-    static const kv_engine_ops ops = {cpu_run, cpu_reset, cpu_close};
+    static const kv_engine_ops ops = {cpu_run, cpu_reset, cpu_close, cpu_branches};
     const kv_model_desc *d = &m->desc;
     size_t per_head, per_layer, total;
     cpu_engine *e = NULL;
@@ -441,7 +489,7 @@ kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_e
         return kv_fail(err, KV_EMISUSE, "cannot run in dtype '%s': use f32, f16 or bf16", kv_dtype_name(o->dtype));
     if (!o->capacity) return kv_fail(err, KV_EMISUSE, "cannot run a model on no tokens");
     if (!kv_mul(o->capacity, d->head_dim * sizeof(float), &per_head) || !kv_mul(per_head, d->n_kv_head, &per_layer) ||
-        !kv_mul(per_layer, 2u * (size_t)d->n_layer, &total) || total > memory_available())
+        !kv_mul(per_layer, 2u * (size_t)d->n_layer, &total) || (!o->no_cache && total > memory_available()))
         return kv_fail(err, KV_ENOMEM,
                        "cannot hold the cache of %u tokens of '%s': %.1f GiB needed, %.1f GiB available", o->capacity,
                        d->name, 8.0 * o->capacity * d->head_dim * d->n_kv_head * d->n_layer / (double)(1u << 30),
@@ -452,7 +500,7 @@ kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_e
     if ((st = kv_array(&e->k, d->n_layer, sizeof *e->k, err))) goto out;
     if ((st = kv_array(&e->v, d->n_layer, sizeof *e->v, err))) goto out;
     if ((st = kv_array(&e->overflow, d->n_q_head + 2u * (size_t)d->n_kv_head, sizeof *e->overflow, err))) goto out;
-    for (uint32_t l = 0; l < d->n_layer; l++) {
+    for (uint32_t l = 0; l < d->n_layer && !o->no_cache; l++) {
         if ((st = kv_array(&e->k[l], per_layer, 1, err))) goto out;
         if ((st = kv_array(&e->v[l], per_layer, 1, err))) goto out;
     }

@@ -157,7 +157,7 @@ static kv_status run(const kv_model *m, kv_dtype t, uint32_t threads, const uint
                      const kv_engine_hook *hook, float *last, kv_error *err)
 {
     kv_engine *e = NULL;
-    kv_status st = kv_engine_open_cpu(m, &(kv_engine_options){t, threads, n}, &e, err);
+    kv_status st = kv_engine_open_cpu(m, &(kv_engine_options){.dtype = t, .threads = threads, .capacity = n}, &e, err);
     for (uint32_t i = 0; i < n && !st; i += step) {
         uint32_t count = n - i < step ? n - i : step;
         st = kv_engine_run(e, token + i, count, hook, i + count == n ? last : NULL, err);
@@ -374,9 +374,9 @@ static void test_misuse(const kv_model *m, const uint32_t *token)
     kv_engine *e = NULL;
     kv_error err;
     CHECK(run(m, KV_F32, 1, bad, 3, 3, NULL, NULL, &err) == KV_EMISUSE && strstr(err.msg, "position 1"));
-    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){KV_U8, 1, 4}, &e, &err) == KV_EMISUSE && !e);
-    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){KV_F32, 1, UINT32_MAX}, &e, &err) == KV_ENOMEM && !e);
-    CHECK(!kv_engine_open_cpu(m, &(kv_engine_options){KV_F32, 1, 4}, &e, &err));
+    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_U8, .threads = 1, .capacity = 4}, &e, &err) == KV_EMISUSE && !e);
+    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_F32, .threads = 1, .capacity = UINT32_MAX}, &e, &err) == KV_ENOMEM && !e);
+    CHECK(!kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_F32, .threads = 1, .capacity = 4}, &e, &err));
     CHECK(kv_engine_run(e, token, 5, NULL, NULL, &err) == KV_EMISUSE);
     CHECK(!kv_engine_run(e, token, 4, NULL, NULL, &err));
     CHECK(kv_engine_run(e, token, 1, NULL, NULL, &err) == KV_EMISUSE);
