@@ -54,10 +54,12 @@ static kv_status copy_spans(const kv_prompt *p, kv_job *j, kv_error *err)
     return KV_OK;
 }
 
-kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, bool special, uint32_t decode, kv_job *out,
-                             kv_error *err)
+kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, const kv_job_options *o, kv_job *out, kv_error *err)
 {
-    size_t prompt_end = p->prompt_end == SIZE_MAX ? p->n_text : p->prompt_end;
+    kv_tokenize_options as = {.special = o->special, .bos = KV_BOS_FILE};
+    uint32_t decode = o->decode;
+    size_t prompt_end, literal_n;
+    kv_prompt turn = {0};
     kv_tokens prompt = {0}, rest = {0};
     kv_error why;
     kv_job *j = out;
@@ -71,9 +73,16 @@ kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, bool special
         st = kv_fail(err, KV_EMISSING, "model '%s' has no vocabulary: give the prompt with --tokens", m->desc.file);
         goto out;
     }
-    if ((st = kv_tokenize(m->tok, p->text, prompt_end, special, true, &prompt, &why)) ||
+    if (o->chat) {
+        if ((st = kv_chat_wrap(o->chat, p, &turn, &as.literal_at, &literal_n, err))) goto out;
+        as.literal_n = o->special ? 0 : literal_n;
+        as.special = true, as.bos = o->chat->bos;
+        p = &turn, j->chat = o->chat->name;
+    }
+    prompt_end = p->prompt_end == SIZE_MAX ? p->n_text : p->prompt_end;
+    if ((st = kv_tokenize_with(m->tok, p->text, prompt_end, &as, &prompt, &why)) ||
         (decode &&
-         (st = kv_tokenize(m->tok, p->text + prompt_end, p->n_text - prompt_end, special, false, &rest, &why)))) {
+         (st = kv_tokenize(m->tok, p->text + prompt_end, p->n_text - prompt_end, o->special, false, &rest, &why)))) {
         kv_fail(err, st, "prompt '%s': %s", p->id, why.msg);
         goto out;
     }
@@ -108,6 +117,7 @@ kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, bool special
 out:
     kv_tokens_free(&prompt);
     kv_tokens_free(&rest);
+    kv_chat_unwrap(&turn);
     if (st) kv_job_free(j);
     return st;
 }

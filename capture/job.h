@@ -2,6 +2,7 @@
 #ifndef KV_JOB_H
 #define KV_JOB_H
 
+#include "capture/chat.h"
 #include "capture/model.h"
 #include "capture/prompts.h"
 
@@ -17,12 +18,18 @@ typedef struct {
     kv_span *evidence;
     uint32_t n_evidence;
     kv_span question;
-    char *extra; /* JSON object with the prompt's other fields, or NULL */
+    char *extra;      /* JSON object with the prompt's other fields, or NULL */
+    const char *chat; /* name of the chat template, or NULL */
 } kv_job;
 
-/* decode: tokens of the continuation to use, or to generate where there is none. `special`: parse special tokens. The
- * prompt must be loaded. KV_EFORMAT, KV_EMISUSE name the prompt. */
-kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, bool special, uint32_t decode, kv_job *out,
+typedef struct {
+    bool special;        /* parse special tokens in the text */
+    uint32_t decode;     /* tokens of the continuation to use, or to generate where there is none */
+    const kv_chat *chat; /* the prompt is a user's turn, or NULL; its own tokens are parsed in any case */
+} kv_job_options;
+
+/* The prompt must be loaded. KV_EFORMAT, KV_EMISUSE name the prompt. */
+kv_status kv_job_from_prompt(const kv_model *m, const kv_prompt *p, const kv_job_options *o, kv_job *out,
                              kv_error *err);
 /* A file with a JSON array of ids, used as given, or random:N[:SEED], ids at random; the first n_prompt are the prompt
  * (0 = all). */

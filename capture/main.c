@@ -18,7 +18,7 @@ static const char help[] =
     "usage: kv-capture run -m MODEL (--text S | --file F | --tokens T.json | --prompts P.jsonl) -o OUT.kvt|DIR "
     "[options]\n"
     "       kv-capture info -m MODEL [--json]\n"
-    "       kv-capture tokenize -m MODEL (--text S | --file F) [--special] [--json]\n"
+    "       kv-capture tokenize -m MODEL (--text S | --file F) [--special] [--chat NAME] [--json]\n"
     "\n"
     "Runs a model and records what its attention consumed and produced. MODEL is a GGUF file, or "
     "synthetic:NAME[:SEED]\n"
@@ -31,6 +31,11 @@ static const char help[] =
     "                          or random:N[:SEED]: ids at random\n"
     "      --prompts P.jsonl   a prompt set, a trace for each; finished ones are skipped; --only ID,.. picks some\n"
     "      --special           parse special tokens in the text\n"
+    "      --chat NAME         the prompt as a user's turn in the chat template of a family: auto (the model's), "
+    "chatml,\n"
+    "                          deepseek, gemma, granite, llama2, llama3, llama3.1, mistral, mistral-v3, "
+    "mistral-tekken,\n"
+    "                          olmo2, phi3, phi4, qwen2, qwen2.5, smollm2, zephyr\n"
     "      --decode N          tokens after the prompt: of the continuation, else chosen greedily\n"
     "      --record LEVEL      qkv (default), obs, stats, tokens\n"
     "      --maps window[:W]|full  attention maps too: the last W (64) prompt rows, or all rows\n"
@@ -49,7 +54,7 @@ static const char help[] =
 
 typedef struct {
     const char *model, *output, *text, *file, *tokens, *prompts, *only;
-    const char *record, *maps, *dtype, *wo, *layers, *backend, *logits, *logits_rows;
+    const char *chat, *record, *maps, *dtype, *wo, *layers, *backend, *logits, *logits_rows;
     uint32_t prompt_tokens, decode, gpus, threads;
     uint64_t max_bytes;
     bool special, dry_run, json;
@@ -351,7 +356,9 @@ static kv_status run_prompt(batch *b, kv_prompt *p, kv_error *err)
     kv_job j = {0};
     kv_status st = kv_prompt_load(p, err);
     if (st) return st;
-    st = kv_job_from_prompt(b->light, p, b->o->special, b->o->decode, &j, err);
+    kv_job_options o = {.special = b->o->special, .decode = b->o->decode};
+    if (b->o->chat && b->light->tok) st = kv_chat_find(b->o->chat, b->light->tok, &o.chat, err);
+    if (!st) st = kv_job_from_prompt(b->light, p, &o, &j, err);
     kv_prompt_unload(p);
     if (!st) st = run_job(b, &j, err);
     kv_job_free(&j);
@@ -369,6 +376,7 @@ static kv_status check_options(const options *o, const kv_list *rest, kv_error *
     if (!o->output && !o->dry_run) return kv_fail(err, KV_EMISUSE, "no output: give -o FILE or -o FOLDER");
     if (o->only && !o->prompts) return kv_fail(err, KV_EMISUSE, "--only needs --prompts");
     if (o->prompt_tokens && !o->tokens) return kv_fail(err, KV_EMISUSE, "--prompt-tokens needs --tokens");
+    if (o->chat && o->tokens) return kv_fail(err, KV_EMISUSE, "--chat is for text, not for --tokens");
     if (o->special && o->tokens) return kv_fail(err, KV_EMISUSE, "--special is for text, not for --tokens");
     if (o->json && !o->dry_run) return kv_fail(err, KV_EMISUSE, "run: --json needs --dry-run");
     return KV_OK;
@@ -521,6 +529,7 @@ static kv_status cmd_tokenize(const options *o, const kv_list *rest, kv_error *e
 {
     kv_model *m = NULL;
     kv_tokens t = {0};
+    kv_prompt turn = {0};
     uint8_t *bytes = NULL;
     size_t n = o->text ? strlen(o->text) : 0;
     kv_error why;
@@ -537,7 +546,18 @@ static kv_status cmd_tokenize(const options *o, const kv_list *rest, kv_error *e
         st = kv_fail(err, KV_EMISSING, "model '%s' has no vocabulary", o->model);
         goto out;
     }
-    if ((st = kv_tokenize(m->tok, o->text ? o->text : (char *)bytes, n, o->special, false, &t, &why))) {
+    kv_tokenize_options as = {.special = o->special};
+    kv_prompt text = {.text = bytes ? (char *)bytes : (char *)o->text, .n_text = n, .prompt_end = n}, *p = &text;
+    text.context_end = SIZE_MAX;
+    if (o->chat) {
+        const kv_chat *chat;
+        if ((st = kv_chat_find(o->chat, m->tok, &chat, err)) ||
+            (st = kv_chat_wrap(chat, &text, &turn, &as.literal_at, &as.literal_n, err)))
+            goto out;
+        if (o->special) as.literal_n = 0;
+        as.special = true, as.bos = chat->bos, p = &turn;
+    }
+    if ((st = kv_tokenize_with(m->tok, p->text, p->n_text, &as, &t, &why))) {
         kv_fail(err, st, "cannot tokenize '%s': %s", o->file ? o->file : "--text", why.msg);
         goto out;
     }
@@ -555,6 +575,7 @@ static kv_status cmd_tokenize(const options *o, const kv_list *rest, kv_error *e
     }
     if (o->json) puts("]");
 out:
+    kv_chat_unwrap(&turn);
     kv_tokens_free(&t);
     kv_model_close(m);
     free(bytes);
@@ -584,6 +605,7 @@ int main(int argc, char **argv)
                            {"prompts", 0, KV_OPT_STR, &o.prompts},
                            {"only", 0, KV_OPT_STR, &o.only},
                            {"special", 0, KV_OPT_FLAG, &o.special},
+                           {"chat", 0, KV_OPT_STR, &o.chat},
                            {"decode", 0, KV_OPT_U32, &o.decode},
                            {"record", 0, KV_OPT_STR, &o.record},
                            {"maps", 0, KV_OPT_STR, &o.maps},
@@ -620,8 +642,6 @@ int main(int argc, char **argv)
     }
     kv_catch_signals();
     st = command[c].run(&o, &(kv_list){.v = rest.v + 1, .n = rest.n - 1}, &err);
-    if (!st && (fflush(stdout) || ferror(stdout)))
-        st = kv_fail(&err, KV_EIO, "cannot write to stdout: %s", strerror(errno));
 out:
     kv_list_free(&rest);
     return kv_cli_exit("kv-capture", st, &err);

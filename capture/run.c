@@ -27,12 +27,12 @@ static char *extra_json(const kv_model *m, const kv_capture_request *q, const kv
 {
     const kv_model_desc *d = &m->desc;
     const char *decode = j->n_greedy ? "greedy" : j->n_token > j->n_prompt ? "given" : "none";
-    json_t *o = json_pack("{s:{s:s,s:s,s:I,s:i,s:i,s:i,s:f,s:f,s:b},s:s?,s:{s:s,s:s,s:i,s:b}}", "source", "file",
+    json_t *o = json_pack("{s:{s:s,s:s,s:I,s:i,s:i,s:i,s:f,s:f,s:b},s:s?,s:{s:s,s:s,s:i,s:b,s:s*}}", "source", "file",
                           d->file, "tensors", d->quant, "parameters", (json_int_t)d->n_params, "vocabulary",
                           (int)d->n_vocab, "ffn", (int)d->ffn, "context", (int)d->n_ctx, "norm_eps",
                           (double)d->norm_eps, "final_softcap", (double)d->final_softcap, "tied", (int)d->tied,
                           "tokenizer", m->tok ? kv_tokenizer_describe(m->tok) : NULL, "run", "engine", "cpu", "decode",
-                          decode, "map_rows", (int)q->map_rows, "map_full", (int)q->map_full);
+                          decode, "map_rows", (int)q->map_rows, "map_full", (int)q->map_full, "chat", j->chat);
     json_t *prompt = o && j->extra ? json_loads(j->extra, JSON_ALLOW_NUL, NULL) : NULL;
     if (prompt && json_object_set_new(o, "prompt", prompt)) json_decref(o), o = NULL;
     return dump(o);

@@ -169,13 +169,13 @@ int main(int argc, char **argv)
 {
     kv_error err = {""};
     const char *names[N_COMMAND];
-    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) return usage(), 0;
-    if (argc > 1 && !strcmp(argv[1], "--version")) return kv_cli_version("kv-sim"), 0;
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")))
+        return usage(), kv_cli_exit("kv-sim", KV_OK, NULL);
+    if (argc > 1 && !strcmp(argv[1], "--version")) return kv_cli_version("kv-sim"), kv_cli_exit("kv-sim", KV_OK, NULL);
     for (int i = 0; i < N_COMMAND; i++) {
         names[i] = COMMANDS[i].name;
         if (argc > 1 && !strcmp(argv[1], names[i])) {
             kv_status st = COMMANDS[i].run(argc - 1, argv + 1, &err);
-            if (!st && (fflush(stdout) || ferror(stdout))) st = kv_fail(&err, KV_EIO, "cannot write to stdout");
             return kv_cli_exit("kv-sim", st, &err);
         }
     }

@@ -2,6 +2,7 @@
 #include "traces/cli.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <locale.h>
 #include <math.h>
 #include <pthread.h>
@@ -217,7 +218,11 @@ kv_status kv_cli_parse(int argc, char **argv, const kv_opt *opts, kv_list *rest,
 
 int kv_cli_exit(const char *prog, kv_status st, const kv_error *err)
 {
-    if (st == KV_OK) return 0;
+    if (st == KV_OK) {
+        if (!fflush(stdout) && !ferror(stdout)) return 0;
+        fprintf(stderr, "%s: cannot write to the standard output: %s\n", prog, strerror(errno));
+        return 1;
+    }
     fflush(stdout);
     fprintf(stderr, "%s: %s\n", prog, err && err->msg[0] ? err->msg : "failed");
     if (st == KV_EMISUSE) fprintf(stderr, "try '%s --help'\n", prog);

@@ -31,7 +31,8 @@ typedef struct {
 /* Parse argv[1..] by `opts` (ends with name == NULL); everything else is appended to `rest`. "--x=v", "--x v", "-xv",
  * "-x v", "--" are understood. KV_EMISUSE with a message that names the argument and the nearest known one. */
 kv_status kv_cli_parse(int argc, char **argv, const kv_opt *opts, kv_list *rest, kv_error *err);
-/* Print "prog: message" and, for KV_EMISUSE, "try 'prog --help'" on stderr; returns the exit code (0, 1 or 2). */
+/* Print "prog: message" and, for KV_EMISUSE, "try 'prog --help'" on stderr; returns the exit code (0, 1 or 2). What was
+ * printed must have arrived: KV_OK is 1 when stdout could not be written. */
 int kv_cli_exit(const char *prog, kv_status st, const kv_error *err);
 /* "kv-sim 0.1.0 (commit, compiler, cuda or not)" on stdout. */
 void kv_cli_version(const char *prog);

@@ -1,7 +1,6 @@
 /* main.c - kv-trace: look at, check, save, cut and make traces. */
 #include "traces/tr.h"
 
-#include <errno.h>
 #include <stdlib.h>
 
 static const tr_command *const commands[] = {&tr_info,  &tr_verify, &tr_recover, &tr_diff,
@@ -45,24 +44,22 @@ int main(int argc, char **argv)
     }
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         usage(stdout);
-        return 0;
+        return kv_cli_exit("kv-trace", KV_OK, NULL);
     }
     if (!strcmp(argv[1], "--version")) {
         kv_cli_version("kv-trace");
-        return 0;
+        return kv_cli_exit("kv-trace", KV_OK, NULL);
     }
     const tr_command *c = find(argv[1], &err);
     if (!c) return kv_cli_exit("kv-trace", KV_EMISUSE, &err);
     for (int i = 2; i < argc && strcmp(argv[i], "--"); i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
             fputs(c->help, stdout);
-            return 0;
+            return kv_cli_exit("kv-trace", KV_OK, NULL);
         }
     snprintf(prog, sizeof prog, "kv-trace %s", c->name);
     kv_catch_signals();
     kv_status st = c->run(argc - 1, argv + 1, &code, &err);
-    if (fflush(stdout) || ferror(stdout)) {
-        if (!st) st = kv_fail(&err, KV_EIO, "cannot write to the standard output: %s", strerror(errno));
-    }
-    return st ? kv_cli_exit(prog, st, &err) : code;
+    int exit_code = kv_cli_exit(prog, st, &err);
+    return exit_code ? exit_code : code;
 }

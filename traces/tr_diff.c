@@ -137,6 +137,7 @@ static kv_status run(int argc, char **argv, int *code, kv_error *err)
     char *text = NULL;
     size_t i;
     kv_status st = tr_parse(argc, argv, opts, &rest, 2, 2, err);
+    if (!st && !(tol >= 0)) st = kv_fail(err, KV_EMISUSE, "--tol %g: zero or more is expected", tol);
     if (st || (st = kv_trace_open(rest.v[0], &a, err)) || (st = kv_trace_open(rest.v[1], &b, err)) ||
         (st = same_shape(a, b, err)))
         goto out;

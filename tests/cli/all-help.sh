@@ -8,6 +8,11 @@ for p in kv-trace kv-capture kv-sim kv-analyze; do
     sed -n 's/^  \(kv-.*\)/\1/p' .out >>examples
     check "$p --help ends with two examples" test "$(tail -2 .out | grep -c '^  kv-')" = 2
     ok $p --version
+    # what cannot be printed is no success
+    for o in --help --version; do
+        $p $o >/dev/full 2>.err
+        check "$p $o on a full device: exit 1 and a line on stderr" test $? -eq 1 -a "$(wc -l <.err)" = 1
+    done
     check "$p --version" grep -qE "^$p [0-9]+\.[0-9]+\.[0-9]+ \(.*\)$" .out
     $p >.out 2>.err
     check "$p alone: exit 2 and something on stderr" test $? -eq 2 -a -s .err -a ! -s .out

@@ -40,3 +40,5 @@ refused 2 12x kv-trace synth --tokens 12x -o out.kvt
 refused 2 -3 kv-trace synth --seed -3 -o out.kvt
 refused 1 missing/out.kvt kv-trace synth -o missing/out.kvt
 refused 2 nan kv-trace diff a.kvt a.kvt --tol nan
+refused 2 --tol kv-trace diff a.kvt b.kvt --tol -1
+refused 2 --tol kv-trace diff a.kvt b.kvt --tol nan
