@@ -171,8 +171,8 @@ int main(int argc, char **argv)
     size_t at = 0;
     while (at < ps.n && strcmp(ps.v[at].id, argv[3])) at++;
     if (at == ps.n) return fprintf(stderr, "bench_path: no prompt '%s'\n", argv[3]), 2;
-    kv_job_options all = {.decode = KV_JOB_DECODE_ALL};
-    if (kv_prompt_load(&ps.v[at], &e) || kv_job_from_prompt(m, &ps.v[at], &all, &j, &e)) die(&e);
+    kv_job_options whole = {.decode = KV_JOB_DECODE_ALL};
+    if (kv_prompt_load(&ps.v[at], &e) || kv_job_from_prompt(m, &ps.v[at], &whole, &j, &e)) die(&e);
     printf("# %s, %s, prompt %s: %u + %u tokens, %u cores, build %s\n", argv[0], m->desc.name, argv[3], j.n_prompt,
            j.n_token - j.n_prompt, kv_cpu_count(), kv_build_id());
     printf("name,what,median,min,unit\n");
