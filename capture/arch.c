@@ -6,6 +6,47 @@
 
 /* ------------------------------------------------------------------------------------------------ names in HF folders
  */
+static const kv_role_name hf_sandwich[] = {{KV_R_POST_ATTN_NORM, "layers.#.post_attention_layernorm.weight"},
+                                           {KV_R_FFN_NORM, "layers.#.pre_feedforward_layernorm.weight"},
+                                           {KV_R_POST_FFN_NORM, "layers.#.post_feedforward_layernorm.weight"},
+                                           {0, NULL}};
+static const kv_role_name hf_gpt2[] = {{KV_R_TOK_EMBD, "wte.weight"},
+                                       {KV_R_POS_EMBD, "wpe.weight"},
+                                       {KV_R_OUT_NORM, "ln_f.weight"},
+                                       {KV_R_OUT_NORM_B, "ln_f.bias"},
+                                       {KV_R_ATTN_NORM, "h.#.ln_1.weight"},
+                                       {KV_R_ATTN_NORM_B, "h.#.ln_1.bias"},
+                                       {KV_R_QKV, "h.#.attn.c_attn.weight"},
+                                       {KV_R_BQKV, "h.#.attn.c_attn.bias"},
+                                       {KV_R_O, "h.#.attn.c_proj.weight"},
+                                       {KV_R_BO, "h.#.attn.c_proj.bias"},
+                                       {KV_R_FFN_NORM, "h.#.ln_2.weight"},
+                                       {KV_R_FFN_NORM_B, "h.#.ln_2.bias"},
+                                       {KV_R_UP, "h.#.mlp.c_fc.weight"},
+                                       {KV_R_B_UP, "h.#.mlp.c_fc.bias"},
+                                       {KV_R_DOWN, "h.#.mlp.c_proj.weight"},
+                                       {KV_R_B_DOWN, "h.#.mlp.c_proj.bias"},
+                                       {0, NULL}};
+static const kv_role_name hf_neox[] = {{KV_R_TOK_EMBD, "embed_in.weight"},
+                                       {KV_R_OUT_NORM, "final_layer_norm.weight"},
+                                       {KV_R_OUT_NORM_B, "final_layer_norm.bias"},
+                                       {KV_R_OUTPUT, "embed_out.weight"},
+                                       {KV_R_ATTN_NORM_B, "layers.#.input_layernorm.bias"},
+                                       {KV_R_QKV, "layers.#.attention.query_key_value.weight"},
+                                       {KV_R_BQKV, "layers.#.attention.query_key_value.bias"},
+                                       {KV_R_O, "layers.#.attention.dense.weight"},
+                                       {KV_R_BO, "layers.#.attention.dense.bias"},
+                                       {KV_R_FFN_NORM_B, "layers.#.post_attention_layernorm.bias"},
+                                       {KV_R_UP, "layers.#.mlp.dense_h_to_4h.weight"},
+                                       {KV_R_B_UP, "layers.#.mlp.dense_h_to_4h.bias"},
+                                       {KV_R_DOWN, "layers.#.mlp.dense_4h_to_h.weight"},
+                                       {KV_R_B_DOWN, "layers.#.mlp.dense_4h_to_h.bias"},
+                                       {0, NULL}};
+static const kv_role_name hf_mixtral[] = {{KV_R_ROUTER, "layers.#.block_sparse_moe.gate.weight"},
+                                          {KV_R_EXPERT_GATE, "layers.#.block_sparse_moe.experts.@.w1.weight"},
+                                          {KV_R_EXPERT_UP, "layers.#.block_sparse_moe.experts.@.w3.weight"},
+                                          {KV_R_EXPERT_DOWN, "layers.#.block_sparse_moe.experts.@.w2.weight"},
+                                          {0, NULL}};
 /* What most folders say. */
 static const kv_role_name hf_common[] = {{KV_R_TOK_EMBD, "embed_tokens.weight"},
                                          {KV_R_OUT_NORM, "norm.weight"},
@@ -37,13 +78,56 @@ static const kv_role_name hf_common[] = {{KV_R_TOK_EMBD, "embed_tokens.weight"},
                                          {0, NULL}};
 
 /* ------------------------------------------------------------------------------------------------ architectures */
+#define GEMMA (KV_ARCH_SCALE_EMBED | KV_ARCH_UNIT_NORM)
+
 const kv_arch kv_arch_table[] = {
     {.name = "llama", /* Llama 1 to 3, SmolLM2; Mistral and Mixtral in GGUF */
      .hf = "llama",
      .flags = KV_ARCH_PAIRED | KV_ARCH_EXPERTS,
      .gated = true,
      .window = KV_WINDOW_ALL},
+    {.hf = "mistral", .gated = true, .window = KV_WINDOW_ALL},
+    {.hf = "mixtral", .flags = KV_ARCH_EXPERTS, .gated = true, .window = KV_WINDOW_ALL, .hf_names = hf_mixtral},
     {.name = "qwen2", .hf = "qwen2", .flags = KV_ARCH_QKV_BIAS, .gated = true},
+    {.name = "qwen3", .hf = "qwen3", .qk_norm = KV_QK_NORM_HEAD, .gated = true},
+    {.name = "qwen3moe", .hf = "qwen3_moe", .flags = KV_ARCH_EXPERTS, .qk_norm = KV_QK_NORM_HEAD, .gated = true},
+    {.name = "gemma", .hf = "gemma", .flags = GEMMA, .act = KV_ACT_GELU_TANH, .gated = true},
+    {.name = "gemma2",
+     .hf = "gemma2",
+     .flags = GEMMA | KV_ARCH_POST_NORM,
+     .act = KV_ACT_GELU_TANH,
+     .gated = true,
+     .window = KV_WINDOW_PERIOD,
+     .period = 2,
+     .softcap = 50,
+     .final_softcap = 30,
+     .wide_scale_layers = 46, /* 27B */
+     .hf_names = hf_sandwich},
+    {.name = "gemma3",
+     .hf = "gemma3_text",
+     .flags = GEMMA | KV_ARCH_POST_NORM | KV_ARCH_LOCAL_ROPE,
+     .qk_norm = KV_QK_NORM_HEAD,
+     .act = KV_ACT_GELU_TANH,
+     .gated = true,
+     .window = KV_WINDOW_PERIOD,
+     .period = 6,
+     .wide_scale_layers = 62, /* 27B */
+     .hf_names = hf_sandwich},
+    {.name = "phi3", .hf = "phi3", .gated = true, .window = KV_WINDOW_ALL},
+    {.name = "granite", .hf = "granite", .flags = KV_ARCH_PAIRED | KV_ARCH_MULTIPLIERS, .gated = true},
+    {.name = "gpt2",
+     .hf = "gpt2",
+     .flags = KV_ARCH_POSITIONS | KV_ARCH_TURNED | KV_ARCH_QKV_BIAS,
+     .norm = KV_NORM_LAYER,
+     .act = KV_ACT_GELU_TANH,
+     .hf_names = hf_gpt2},
+    {.name = "gptneox", /* Pythia */
+     .hf = "gpt_neox",
+     .flags = KV_ARCH_QKV_BY_HEAD | KV_ARCH_QKV_BIAS,
+     .norm = KV_NORM_LAYER,
+     .act = KV_ACT_GELU,
+     .parallel = true,
+     .hf_names = hf_neox},
 };
 const uint32_t kv_arch_count = sizeof kv_arch_table / sizeof *kv_arch_table;
 

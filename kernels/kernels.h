@@ -100,6 +100,9 @@ int kv_matmul_cuda(size_t m, size_t n, size_t k, const float *a, const float *b,
 /* CLOSE. y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w, rows of n. x and y may be the same. */
 void kv_rmsnorm_ref(size_t n_row, size_t n, const float *x, const float *w, float eps, float *y);
 void kv_rmsnorm(size_t n_row, size_t n, const float *x, const float *w, float eps, float *y);
+/* CLOSE. y[r] = (x[r] - mean) / sqrt(variance + eps) * w + b, rows of n, variance over n. x and y may be the same. */
+void kv_layernorm_ref(size_t n_row, size_t n, const float *x, const float *w, const float *b, float eps, float *y);
+void kv_layernorm(size_t n_row, size_t n, const float *x, const float *w, const float *b, float eps, float *y);
 /* CLOSE. Rotate x [n_row][d] in place: element pairs (i, i + rot/2), i < rot/2, angle (pos0 + r) * inv_freq[i], cos and
  * sin multiplied by mscale; elements rot..d-1 stay. Angles are formed in double. */
 void kv_rope_ref(size_t n_row, size_t d, size_t rot, size_t pos0, const float *inv_freq, float mscale, float *x,
@@ -108,6 +111,10 @@ void kv_rope(size_t n_row, size_t d, size_t rot, size_t pos0, const float *inv_f
 /* CLOSE. gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]. */
 void kv_swiglu_ref(size_t n, float *gate, const float *up);
 void kv_swiglu(size_t n, float *gate, const float *up);
+/* CLOSE. gate[i] = gelu(gate[i]) * up[i] (up NULL: 1); gelu(x) = x/2 (1 + erf(x / sqrt 2)), or with `tanh` the usual
+ * approximation x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). */
+void kv_geglu_ref(bool tanh, size_t n, float *gate, const float *up);
+void kv_geglu(bool tanh, size_t n, float *gate, const float *up);
 
 /* EXACT. Round to `bits` (32 = f32, 16 = f16, 17 = bf16; to nearest, ties to even, a NaN stays one) and split into byte
  * planes, least significant byte first: plane b of element i at dst[b * n + i]. Returns the number of finite values

@@ -12,9 +12,31 @@ KV_INLINE void rmsnorm_body(size_t n_row, size_t n, const float *x, const float 
     }
 }
 
+/* Two passes: the variance of rows far from 0 would drown in one. Sums in eight lanes, so that they vectorise. */
+KV_INLINE void layernorm_body(size_t n_row, size_t n, const float *x, const float *w, const float *b, float eps,
+                              float *y)
+{
+    for (size_t r = 0; r < n_row; r++, x += n, y += n) {
+        double lane[8] = {0}, square[8] = {0};
+        for (size_t i = 0; i < n; i++) lane[i % 8] += (double)x[i];
+        double mean = kv_sum8(lane) / (double)n;
+        for (size_t i = 0; i < n; i++) square[i % 8] += ((double)x[i] - mean) * ((double)x[i] - mean);
+        double inv = 1 / sqrt(kv_sum8(square) / (double)n + (double)eps);
+        for (size_t i = 0; i < n; i++) y[i] = (float)(((double)x[i] - mean) * inv) * w[i] + b[i];
+    }
+}
+
 KV_INLINE void swiglu_body(size_t n, float *gate, const float *up)
 {
     for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1 + kv_expf(-gate[i])) * up[i];
+}
+
+KV_INLINE void gelu_tanh_body(size_t n, float *x)
+{
+    for (size_t i = 0; i < n; i++) {
+        float u = 0.797884561f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+        x[i] = 0.5f * x[i] * (1 + kv_tanhf(u));
+    }
 }
 
 #define PAIRS  64
@@ -63,6 +85,15 @@ KV_INLINE void rope_body(size_t n_row, size_t rot, size_t pos0, const float *inv
     {                                                                                                                  \
         swiglu_body(n, gate, up);                                                                                      \
     }                                                                                                                  \
+    target static void layernorm_##suffix(size_t n_row, size_t n, const float *x, const float *w, const float *b,      \
+                                          float eps, float *y)                                                         \
+    {                                                                                                                  \
+        layernorm_body(n_row, n, x, w, b, eps, y);                                                                     \
+    }                                                                                                                  \
+    target static void gelu_tanh_##suffix(size_t n, float *x)                                                          \
+    {                                                                                                                  \
+        gelu_tanh_body(n, x);                                                                                          \
+    }                                                                                                                  \
     target static void rope_##suffix(size_t n_row, size_t rot, size_t pos0, const float *inv_freq, float mscale,       \
                                      float *x, size_t ld)                                                              \
     {                                                                                                                  \
@@ -85,4 +116,18 @@ void kv_rope(size_t n_row, size_t d, size_t rot, size_t pos0, const float *inv_f
 void kv_swiglu(size_t n, float *gate, const float *up)
 {
     (kv_has_v3() ? swiglu_v3 : swiglu_plain)(n, gate, up);
+}
+
+void kv_layernorm(size_t n_row, size_t n, const float *x, const float *w, const float *b, float eps, float *y)
+{
+    (kv_has_v3() ? layernorm_v3 : layernorm_plain)(n_row, n, x, w, b, eps, y);
+}
+
+void kv_geglu(bool tanh_form, size_t n, float *gate, const float *up)
+{
+    if (tanh_form)
+        (kv_has_v3() ? gelu_tanh_v3 : gelu_tanh_plain)(n, gate);
+    else
+        for (size_t i = 0; i < n; i++) gate[i] = 0.5f * gate[i] * (1 + erff(gate[i] * 0.707106781f));
+    for (size_t i = 0; up && i < n; i++) gate[i] *= up[i];
 }

@@ -308,6 +308,23 @@ static void check_rmsnorm(const kv_kernel *self, const kv_case *c, uint64_t seed
     free(x), free(w), free(y);
 }
 
+static void check_layernorm(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    size_t n = c->n_row * c->d;
+    float *x = normals(&seed, n, 3), *w = normals(&seed, 2 * c->d, 1), *y = malloc((2 * n + 1) * sizeof *y);
+    if (x && w && y) {
+        for (size_t i = 0; i < n; i++) x[i] += 40; /* far from 0 */
+        kv_layernorm_ref(c->n_row, c->d, x, w, w + c->d, 1e-5f, y + n);
+        kv_layernorm(c->n_row, c->d, x, w, w + c->d, 1e-5f, y);
+        kv_compare("y", n, y, y + n, self->tol, v);
+        kv_layernorm(c->n_row, c->d, x, w, w + c->d, 1e-5f, x);
+        same_bytes("in place", x, y, n * sizeof *x, v);
+    } else {
+        fail(v, "out of memory");
+    }
+    free(x), free(w), free(y);
+}
+
 static void check_rope(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
 {
     size_t ld = c->d + 2, n = c->n_row * ld;
@@ -337,6 +354,21 @@ static void check_swiglu(const kv_kernel *self, const kv_case *c, uint64_t seed,
     } else {
         fail(v, "out of memory");
     }
+    free(gate), free(up), free(y);
+}
+
+static void check_geglu(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    size_t n = c->n_key;
+    float *gate = normals(&seed, n, 3), *up = normals(&seed, n, 1), *y = malloc((2 * n + 1) * sizeof *y);
+    for (int form = 0; form < 4 && gate && up && y; form++) { /* erf or tanh, gated or not */
+        if (n > 3) gate[0] = -100, gate[1] = 100, gate[2] = 0;
+        memcpy(y, gate, n * sizeof *y), memcpy(y + n, gate, n * sizeof *y);
+        kv_geglu(form & 1, n, y, form & 2 ? up : NULL);
+        kv_geglu_ref(form & 1, n, y + n, form & 2 ? up : NULL);
+        kv_compare("gate", n, y, y + n, self->tol, v);
+    }
+    if (!gate || !up || !y) fail(v, "out of memory");
     free(gate), free(up), free(y);
 }
 
@@ -455,6 +487,8 @@ const kv_kernel kv_kernel_table[] = {
     ROW("rmsnorm", KV_CLOSE, 3e-7, norm_cases, check_rmsnorm, NULL),
     ROW("rope", KV_CLOSE, 3e-7, rope_cases, check_rope, NULL),
     ROW("swiglu", KV_CLOSE, 5e-7, length_cases, check_swiglu, NULL),
+    ROW("layernorm", KV_CLOSE, 5e-7, norm_cases, check_layernorm, NULL),
+    ROW("geglu", KV_CLOSE, 5e-7, length_cases, check_geglu, NULL),
     ROW("pack", KV_EXACT, 0, pack_cases, check_pack, check_pack_cuda),
     ROW("round", KV_EXACT, 0, pack_cases, check_round, NULL),
 };
