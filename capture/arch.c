@@ -112,6 +112,10 @@ const kv_arch kv_arch_table[] = {
      .window = KV_WINDOW_PERIOD,
      .period = 6,
      .wide_scale_layers = 62, /* 27B */
+     .hf_defaults =
+         "{\"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"head_dim\": 256, \"vocab_size\": 262208,"
+         "\"rms_norm_eps\": 1e-6, \"max_position_embeddings\": 131072, \"sliding_window\": 4096,"
+         "\"rope_theta\": 1e6, \"rope_local_base_freq\": 1e4, \"query_pre_attn_scalar\": 256}",
      .hf_names = hf_sandwich},
     {.name = "phi3", .hf = "phi3", .gated = true, .window = KV_WINDOW_ALL},
     {.name = "granite", .hf = "granite", .flags = KV_ARCH_PAIRED | KV_ARCH_MULTIPLIERS, .gated = true},

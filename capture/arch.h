@@ -109,6 +109,7 @@ typedef struct {
     uint32_t period;              /* KV_WINDOW_PERIOD: layer l is global when l % period == period - 1 */
     float softcap, final_softcap; /* when the file does not say */
     uint32_t wide_scale_layers; /* a model of so many layers scales scores by 1/sqrt(hidden / heads): GGUF has no key */
+    const char *hf_defaults;    /* JSON: keys that folders of this kind leave out; NULL: none */
     const kv_role_name *hf_names; /* where they differ from the common ones; ends with a NULL name */
 } kv_arch;
 

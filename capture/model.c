@@ -58,7 +58,7 @@ kv_status kv_model_open(const char *path, kv_weights weights, uint32_t threads, 
     *out = NULL;
     if (st || (st = kv_store_create(path, &l.m->store, err))) goto out;
     if (!stat(path, &sb) && S_ISDIR(sb.st_mode))
-        st = KV_BAD(&l, KV_EUNSUPPORTED, "a folder is not a GGUF file");
+        st = kv_open_hf(&l, path);
     else
         st = kv_open_gguf(&l, path);
     if (!st && !(st = kv_load_weights(&l, weights, threads))) *out = l.m;

@@ -127,15 +127,19 @@ const char *kv_store_file_path(const kv_store *s, uint32_t file)
     return s->file[file];
 }
 
-kv_status kv_store_read(const kv_store *s, uint32_t i, uint64_t at, size_t n, void *dst, kv_error *err)
+kv_status kv_store_read_file(const kv_store *s, uint32_t file, uint64_t at, size_t n, void *dst, kv_error *err)
 {
-    const kv_stored *t = &s->t[i];
     for (size_t done = 0; done < n;) {
-        ssize_t r = pread(s->fd[t->file], (uint8_t *)dst + done, n - done, (off_t)(t->offset + at + done));
+        ssize_t r = pread(s->fd[file], (uint8_t *)dst + done, n - done, (off_t)(at + done));
         if (r < 0 && errno == EINTR) continue;
         if (r < 0) return kv_store_fail(s, KV_EIO, err, "%s", strerror(errno));
-        if (!r) return kv_store_fail(s, KV_EIO, err, "the file became shorter while it was read");
+        if (!r) return kv_store_fail(s, KV_EIO, err, "a file became shorter while it was read");
         done += (size_t)r;
     }
     return KV_OK;
+}
+
+kv_status kv_store_read(const kv_store *s, uint32_t i, uint64_t at, size_t n, void *dst, kv_error *err)
+{
+    return kv_store_read_file(s, s->t[i].file, s->t[i].offset + at, n, dst, err);
 }

@@ -40,6 +40,8 @@ const kv_stored *kv_store_at(const kv_store *s, uint32_t i);
 uint32_t kv_store_find(const kv_store *s, const char *name); /* KV_NONE when absent */
 uint32_t kv_store_files(const kv_store *s);
 const char *kv_store_file_path(const kv_store *s, uint32_t file);
+/* Bytes at .. at+n-1 of a file. */
+kv_status kv_store_read_file(const kv_store *s, uint32_t file, uint64_t at, size_t n, void *dst, kv_error *err);
 /* Bytes at .. at+n-1 of the data of tensor i, which must be inside it. */
 kv_status kv_store_read(const kv_store *s, uint32_t i, uint64_t at, size_t n, void *dst, kv_error *err);
 

@@ -377,7 +377,7 @@ static void test_refusals(void)
 
     kv_model *m;
     kv_error err = {""};
-    CHECK(kv_model_open(dir, KV_WEIGHTS_F32, 1, &m, &err) == KV_EUNSUPPORTED && strstr(err.msg, "not a GGUF file"));
+    CHECK(kv_model_open(dir, KV_WEIGHTS_F32, 1, &m, &err) == KV_EIO && strstr(err.msg, "config.json"));
     CHECK(kv_model_open("/dev/zero", KV_WEIGHTS_F32, 1, &m, &err) == KV_EFORMAT && strstr(err.msg, "/dev/zero"));
     CHECK(kv_model_open("no/such.gguf", KV_WEIGHTS_F32, 1, &m, &err) == KV_EIO && strstr(err.msg, "no/such.gguf"));
 
