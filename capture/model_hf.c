@@ -6,6 +6,7 @@
 #include "capture/arch.h"
 #include "capture/safetensors.h"
 #include "capture/strictjson.h"
+#include "capture/tokenizer.h"
 
 #define CONFIG_MAX ((size_t)4 << 20)
 #define VOCAB_MAX  (1u << 20)
@@ -434,6 +435,16 @@ static kv_status find_prefix(reader *r)
     return BAD(r, KV_EFORMAT, "tensor '%s' is missing", name);
 }
 
+/* Without one that this program understands the model can be run on token ids. */
+static kv_status load_tokenizer(reader *r, const char *folder)
+{
+    kv_model *m = r->l->m;
+    kv_status st = kv_tokenizer_open_hf(folder, r->d->n_vocab, &m->tok, &r->why);
+    if (st != KV_EMISSING && st != KV_EUNSUPPORTED) return st ? BAD(r, st, "%s", r->why.msg) : KV_OK;
+    snprintf(m->no_tok, sizeof m->no_tok, "%.*s", (int)sizeof m->no_tok - 1, r->why.msg);
+    return KV_OK;
+}
+
 kv_status kv_open_hf(kv_loader *l, const char *folder)
 {
     reader r = {.l = l, .d = &l->m->desc};
@@ -451,7 +462,7 @@ kv_status kv_open_hf(kv_loader *l, const char *folder)
     for (uint32_t i = 0; !st && i < kv_store_count(l->m->store); i++)
         l->used[i] = is_idle(kv_store_at(l->m->store, i)->name.p);
     if (!st && !(st = find_prefix(&r))) st = read_desc(&r);
-    if (!st) snprintf(l->m->no_tok, sizeof l->m->no_tok, "tokenizers of folders are not read yet");
+    if (!st) st = load_tokenizer(&r, folder);
     json_decref(config);
     free(path);
     return st;

@@ -374,8 +374,12 @@ static void test_misuse(const kv_model *m, const uint32_t *token)
     kv_engine *e = NULL;
     kv_error err;
     CHECK(run(m, KV_F32, 1, bad, 3, 3, NULL, NULL, &err) == KV_EMISUSE && strstr(err.msg, "position 1"));
-    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_U8, .threads = 1, .capacity = 4}, &e, &err) == KV_EMISUSE && !e);
-    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_F32, .threads = 1, .capacity = UINT32_MAX}, &e, &err) == KV_ENOMEM && !e);
+    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_U8, .threads = 1, .capacity = 4}, &e, &err) ==
+              KV_EMISUSE &&
+          !e);
+    CHECK(kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_F32, .threads = 1, .capacity = UINT32_MAX}, &e,
+                             &err) == KV_ENOMEM &&
+          !e);
     CHECK(!kv_engine_open_cpu(m, &(kv_engine_options){.dtype = KV_F32, .threads = 1, .capacity = 4}, &e, &err));
     CHECK(kv_engine_run(e, token, 5, NULL, NULL, &err) == KV_EMISUSE);
     CHECK(!kv_engine_run(e, token, 4, NULL, NULL, &err));
