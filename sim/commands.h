@@ -32,6 +32,9 @@ typedef struct {
     }
 /* Parse them into spec and budget; duplicates (same canonical string, same text) are dropped. */
 kv_status kv_request_resolve(kv_request *r, kv_error *err);
+/* Add the runs that `kv-analyze gap` reads: every policy with parts of it taken over by the oracle (sim/oracle.h), and
+ * the oracle of its class. */
+kv_status kv_request_add_gap(kv_request *r, kv_error *err);
 void kv_request_free(kv_request *r);
 
 #endif

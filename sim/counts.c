@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "sim/dmath.h"
+#include "sim/oracle.h"
 #include "sim/plan.h"
 #include "sim/select.h"
 
@@ -212,7 +213,7 @@ kv_status kv_plan_decode_keep(const kv_plan *p, size_t i, const kv_budget_resolv
 static kv_status item_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
-    const kv_ranking *r = &p->ranking[p->ranking_of[i]];
+    const kv_ranking *r = &p->ranking[p->count_of[i]];
     uint32_t n = p->scene->n_evict, L = r->n_item, U = r->n_unit;
     size_t m = L - r->n_forced;
     int64_t *b = NULL;
@@ -281,7 +282,7 @@ out:
 
 kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err)
 {
-    const kv_ranking *r = &p->ranking[p->ranking_of[i]];
+    const kv_ranking *r = &p->ranking[p->count_of[i]];
     uint32_t n = p->scene->n_evict, L = p->scene->n_cut, page = p->spec[i].file ? 1 : p->spec[i].page;
     kv_budget_resolved items = *c;
     if (r->fixed) {
@@ -293,8 +294,9 @@ kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c
         items.real = c->real > L ? r->n_item + 1.0 : c->real / page;
     }
     kv_status st = item_counts(p, i, &items, counts, err);
+    if (!st && p->spec[i].oracle & (KV_ORACLE_HEADS | KV_ORACLE_LAYERS)) st = kv_oracle_counts(p, i, counts, err);
     for (size_t k = 0; k < (size_t)n * r->n_unit && page > 1 && !st; k++) {
-        const uint32_t *order = r->order + k * L;
+        const uint32_t *order = p->ranking[p->ranking_of[i]].order + k * L;
         uint32_t tokens = 0;
         for (uint32_t left = counts[k]; left > 0; left--) { /* the first entry of each page in the order */
             uint32_t rest = L - order[tokens] / page * page;

@@ -153,7 +153,7 @@ static float layer_top(const kv_ranking *r, uint32_t layer, uint32_t L)
 kv_status kv_first_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
-    const kv_ranking *r = &p->ranking[p->ranking_of[i]];
+    const kv_ranking *r = &p->ranking[p->count_of[i]];
     bool pool = s->layers == KV_LAYERS_POOL;
     uint32_t n = p->scene->n_evict, L = p->scene->n_cut, U = r->n_unit, limit = limit_of(s, r, c);
     /* within a layer every head has its window before anything competes; over layers the windows compete too */

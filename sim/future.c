@@ -40,7 +40,17 @@ kv_status kv_future_mass(const kv_layer *l, uint32_t n_row, double *mass, kv_err
     return st;
 }
 
-kv_status kv_future_rows(const kv_layer *l, uint32_t first, uint32_t count, float *mass, kv_error *err)
+void kv_future_worth(const kv_layer *l, uint32_t target, const double *mass, double *worth)
+{
+    for (uint32_t h = 0; h < l->n_q_head; h++) {
+        double all = 0;
+        for (uint32_t i = 0; i < l->L; i++) all += kv_contested(l->scene, i) ? mass[(size_t)h * l->L + i] : 0;
+        worth[h] = target == KV_TARGET_RECALL ? 1 : all > 0 ? 1 / all : 0;
+    }
+}
+
+kv_status kv_future_rows(const kv_layer *l, uint32_t first, uint32_t count, uint32_t target, const double *worth,
+                         float *mass, kv_error *err)
 {
     const kv_scene *sc = l->scene;
     size_t N = sc->n_token;
@@ -55,7 +65,9 @@ kv_status kv_future_rows(const kv_layer *l, uint32_t first, uint32_t count, floa
         for (uint32_t h = first; h < first + count && !st; h++) {
             st = block(l, h, r0, n, p, err);
             for (uint32_t r = 0; r < n && !st; r++)
-                for (size_t i = 0; i < width; i++) sum[r * N + i] += p[r * width + i];
+                for (uint32_t i = 0; i < width; i++)
+                    if (target == KV_TARGET_RECALL || kv_contested(sc, i))
+                        sum[r * N + i] += p[r * width + i] * worth[h];
         }
         for (size_t k = 0; k < n * N; k++) mass[r0 * N + k] = (float)sum[k];
     }

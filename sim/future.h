@@ -9,9 +9,13 @@
 /* mass [n_q_head][L]: attention that the first n measured rows give to each position before the cut, in double, rows
  * ascending. n <= n_row. KV_EMISSING when the trace has no measured rows. */
 kv_status kv_future_mass(const kv_layer *l, uint32_t n, double *mass, kv_error *err);
-/* mass [n_row][n_token]: attention of each measured row, summed over the query heads first..first+count-1, 0 behind
- * the row's own position. */
-kv_status kv_future_rows(const kv_layer *l, uint32_t first, uint32_t count, float *mass, kv_error *err);
+/* What an entry is worth to the target: its mass (recall), or, outside F, its share of the head's mass outside F
+ * (recall_contested; 0 in F). worth [n_q_head] is the factor of each query head, from kv_future_mass over all rows. */
+void kv_future_worth(const kv_layer *l, uint32_t target, const double *mass, double *worth);
+/* mass [n_row][n_token]: attention of each measured row times worth, summed over the query heads first..first+count-1,
+ * 0 behind the row's own position and, with the contested target, in F. */
+kv_status kv_future_rows(const kv_layer *l, uint32_t first, uint32_t count, uint32_t target, const double *worth,
+                         float *mass, kv_error *err);
 
 /* The sets of one layer that a rule with foresight keeps (oracle=steps, decode=belady|match|steps); fills out->at or
  * out->seen. */

@@ -148,20 +148,43 @@ void kv_layer_free(kv_layer *l)
     *l = (kv_layer){0};
 }
 
+/* Rows of the future cut to the columns before the cut. */
+static kv_status probs_ahead(kv_layer *l, uint32_t w, kv_error *err)
+{
+    const kv_scene *s = l->scene;
+    float *row = NULL;
+    if (!s->n_row)
+        return kv_fail(err, KV_EMISSING, "trace '%s' has no decoded rows; an oracle needs them (see --decode-rows)",
+                       kv_trace_path(s->trace));
+    kv_status st = kv_array(&row, s->n_token, sizeof *row, err);
+    for (uint32_t h = 0; h < l->n_q_head && !st; h++)
+        for (uint32_t k = 0; k < w && !st; k++) {
+            uint32_t r = (uint32_t)((uint64_t)k * s->n_row / w);
+            kv_attn_shape shape = {1, s->row_first + r + 1, l->d, s->row_first + r, 0, l->scale, l->softcap};
+            if (!kv_probs(&shape, l->q_row + ((size_t)h * s->n_row + r) * l->d,
+                          l->k + (size_t)(h / l->group) * s->n_token * l->d, row))
+                st = kv_fail(err, KV_ENOMEM, "out of memory");
+            memcpy(l->probs + ((size_t)h * w + k) * l->L, row, l->L * sizeof *row);
+        }
+    free(row);
+    return st;
+}
+
 kv_status kv_layer_probs(kv_layer *l, uint32_t w, const float **p, kv_error *err)
 {
     if (w > l->L) w = l->L;
-    if (l->probs && l->probs_window == w) return *p = l->probs, KV_OK;
+    if (l->probs && l->probs_window == w && l->probs_ahead == l->ahead) return *p = l->probs, KV_OK;
     free(l->probs);
     l->probs = NULL;
     kv_status st = floats(&l->probs, l->n_q_head, w, l->L, err);
     if (st) return st;
+    if (l->ahead && (st = probs_ahead(l, w, err))) return st;
     kv_attn_shape shape = {w, l->L, l->d, l->L - w, 0, l->scale, l->softcap};
-    for (uint32_t h = 0; h < l->n_q_head; h++) {
+    for (uint32_t h = 0; h < l->n_q_head && !l->ahead; h++) {
         const float *q = l->q_win + ((size_t)h * l->max_window + (l->max_window - w)) * l->d;
         const float *k = l->k + (size_t)(h / l->group) * l->scene->n_token * l->d;
         if (!kv_probs(&shape, q, k, l->probs + (size_t)h * w * l->L)) return kv_fail(err, KV_ENOMEM, "out of memory");
     }
-    l->probs_window = w;
+    l->probs_window = w, l->probs_ahead = l->ahead;
     return *p = l->probs, KV_OK;
 }

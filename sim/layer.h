@@ -25,6 +25,13 @@ typedef struct {
     size_t slot_bytes;         /* K and V of one token of one KV head in the trace's dtype */
 } kv_scene;
 
+/* Position i counts for contested recall: outside F = the first 4 and last 32 prompt tokens and all tokens after the
+ * cut (metrics.md 1.5). */
+static inline bool kv_contested(const kv_scene *s, uint32_t i)
+{
+    return i >= 4 && i < s->n_cut && i + 32 < s->n_prompt;
+}
+
 /* cut "prompt" or "context"; decode_rows > 0 makes the last rows of a prompt-only trace the measured ones. */
 kv_status kv_scene_open(const kv_trace *t, const char *cut, uint32_t decode_rows, kv_scene *s, kv_error *err);
 void kv_scene_close(kv_scene *s);
@@ -44,15 +51,17 @@ typedef struct {
     float *colsum;       /* [n_q_head][L], or NULL */
     /* softmax rows of a window, computed once per window length and shared by the scorers of a layer */
     uint32_t probs_window;
-    float *probs;  /* [n_q_head][probs_window][L] */
-    double *basis; /* [2][n_kv_head][d][d] of keys and values (mixdim.h), or NULL before they are asked for */
+    bool ahead, probs_ahead; /* set by the ranking pass: windows are rows of the future; what probs holds */
+    float *probs;            /* [n_q_head][probs_window][L] */
+    double *basis;           /* [2][n_kv_head][d][d] of keys and values (mixdim.h), or NULL before they are asked for */
 } kv_layer;
 
 /* Load what the needs say. A layer belongs to one thread. */
 kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs, uint32_t max_window, kv_layer *l,
                         kv_error *err);
 void kv_layer_free(kv_layer *l);
-/* Attention rows of the last w positions before the cut, [n_q_head][w][L]; valid until another w is asked for. */
+/* Attention rows of the last w positions before the cut, [n_q_head][w][L]; valid until others are asked for. With
+ * l->ahead: w of the measured rows, spread evenly, with repeats when there are fewer. */
 kv_status kv_layer_probs(kv_layer *l, uint32_t w, const float **p, kv_error *err);
 
 #endif

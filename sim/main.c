@@ -4,6 +4,7 @@
 
 #include "sim/commands.h"
 #include "sim/metric.h"
+#include "sim/oracle.h"
 #include "sim/plugin.h"
 #include "sim/schedule.h"
 #include "sim/scorer.h"
@@ -44,8 +45,13 @@ static json_t *policy_json(const kv_policy *p, const kv_spec *s)
         if (v) json_object_set_new(params, kv_slot_describe(i).name, json_string(v));
         free(v);
     }
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:o}", "name", p->name, "summary", p->summary, "paper", p->paper,
-                     "source", p->source, "verified", p->verified, "nested", p->nested, "parameters", params);
+    char *oracle = NULL, *class = NULL;
+    if (s) kv_oracle_of(s, &oracle, &class, NULL);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:o}", "name", p->name, "summary", p->summary,
+                          "paper", p->paper, "source", p->source, "verified", p->verified, "nested", p->nested, "class",
+                          class, "oracle", oracle, "parameters", params);
+    free(oracle), free(class);
+    return o;
 }
 
 static kv_status append_json(const char *arg, json_t *all, kv_error *err)
@@ -71,7 +77,10 @@ static kv_status print_policy(const char *name, kv_error *err)
         const kv_policy *p = s[k].row;
         unsigned needs = kv_spec_needs(&s[k]);
         const char *at = NULL;
-        char key[48], value[256];
+        char key[48], value[256], *oracle = NULL, *class = NULL;
+        bool foresees = kv_scorers[s[k].scorer]->future || s[k].oracle || s[k].observe ||
+                        kv_decode_rules[s[k].decode].flags & KV_RULE_FORESEES;
+        if ((st = kv_oracle_of(&s[k], &oracle, &class, err))) break;
         printf("%s\n  %s\n  paper     %s\n  source    %s\n  verified  %s\n  nested    %s\n", p->name, p->summary,
                p->paper, p->source, p->verified, p->nested);
         if (!s[k].file) {
@@ -79,12 +88,13 @@ static kv_status print_policy(const char *name, kv_error *err)
                    needs & KV_NEED_COLSUM    ? "column sums or all prompt queries, "
                    : needs & KV_NEED_QUERIES ? "all prompt queries (--record qkv), "
                                              : "",
-                   kv_scorers[s[k].scorer]->future ? "the measured rows themselves (an oracle), " : "",
-                   needs & KV_NEED_WO ? "W_O, " : "",
+                   foresees ? "the measured rows themselves (an oracle), " : "", needs & KV_NEED_WO ? "W_O, " : "",
                    s[k].layer_weight ? "norms of the residual stream, keys and values" : "keys and values");
             const kv_decode_rule *rule = &kv_decode_rules[s[k].decode];
             printf("  phase     %s; %s\n", s[k].prompt_cut ? "the decode rule cuts the prompt too" : "one cut",
                    s[k].decode ? rule->help : "every later token is kept");
+            printf("  class     %s\n", class);
+            if (oracle) printf("  oracle    %s\n", oracle);
             printf("  parameters (all can be changed: %s%s:key=value,...)\n", s[k].plugin ? "plugin:" : "",
                    s[k].plugin ? s[k].plugin->path : p->name);
         }
@@ -98,6 +108,7 @@ static kv_status print_policy(const char *name, kv_error *err)
             free(v);
         }
         printf("  spec      %s\n", s[k].canonical);
+        free(oracle), free(class);
     }
     for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
     free(s);

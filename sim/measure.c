@@ -114,7 +114,7 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
     if (!st) st = kv_array(&m->contested, sc->n_token, 1, err);
     if (!st) st = full_rows(m, err);
     if (!st && m->out->layer_error) st = reference(m, err);
-    for (size_t i = 4; i < sc->n_cut && !st; i++) m->contested[i] = i + 32 < sc->n_prompt;
+    for (uint32_t i = 0; i < sc->n_cut && !st; i++) m->contested[i] = kv_contested(sc, i);
     if (!st && m->contest) st = contested_total(m, err);
     if (!st) st = kv_measure_prefixes(m, err);
     if (!st && schedules) st = kv_measure_schedules(m, err);

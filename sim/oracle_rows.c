@@ -276,7 +276,12 @@ kv_status kv_oracle_rows(const kv_plan *p, size_t i, const kv_budget_resolved *c
     bool steps = !s->decode || s->decode == KV_DECODE_STEPS;
     size_t N = sc->n_token;
     float *mass = NULL;
+    double *sum = NULL, *worth = NULL;
     kv_status st = kv_array(&mass, ((size_t)sc->n_row + 1) * N, sizeof *mass, err);
+    if (!st) st = kv_array(&sum, (size_t)l->n_q_head * l->L, sizeof *sum, err);
+    if (!st) st = kv_array(&worth, l->n_q_head, sizeof *worth, err);
+    if (!st) st = kv_future_mass(l, sc->n_row, sum, err);
+    if (!st) kv_future_worth(l, s->target, sum, worth);
     if (!st && steps) st = kv_array(&out->seen, ((size_t)sc->n_row + 1) * out->n_unit * ((N + 7) / 8), 1, err);
     for (uint32_t u = 0; u < out->n_unit && !st; u++) {
         size_t at = (size_t)l->order * out->n_unit + u;
@@ -284,7 +289,7 @@ kv_status kv_oracle_rows(const kv_plan *p, size_t i, const kv_budget_resolved *c
         uint32_t first, heads, count = counts[at];
         kv_unit_heads(l, rk->granularity, u, &first, &heads);
         memset(mass + (size_t)sc->n_row * N, 0, N * sizeof *mass);
-        st = kv_future_rows(l, first, heads, mass, err);
+        st = kv_future_rows(l, first, heads, s->target, worth, mass, err);
         if (st) break;
         if (!s->decode)
             st = own_prompt(sc, mass, order, rk->n_forced, count, u, out, err);
@@ -293,6 +298,6 @@ kv_status kv_oracle_rows(const kv_plan *p, size_t i, const kv_budget_resolved *c
         else
             st = drops(p, i, c, order, count, mass, u, out, err);
     }
-    free(mass);
+    free(mass), free(sum), free(worth);
     return st;
 }

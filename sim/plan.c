@@ -8,6 +8,7 @@
 #include "kernels/parallel.h"
 #include "sim/dmath.h"
 #include "sim/mask.h"
+#include "sim/oracle.h"
 #include "sim/schedule.h"
 #include "sim/scorer.h"
 #include "sim/segments.h"
@@ -73,11 +74,12 @@ static double spread_entropy(const kv_ranking *r, uint32_t layer, size_t m)
     return e;
 }
 
-/* Whole pages instead of tokens: a page's score is the largest in it, a page with a protected token is protected;
- * inside a page positions ascend. to [L], sorted [n_item - n_forced]. */
+/* Whole pages instead of tokens: a page's score is the largest in it (of an oracle's mass: the sum), a page with a
+ * protected token is protected; inside a page positions ascend. to [L], sorted [n_item - n_forced]. */
 static kv_status page_order(const kv_ranking *r, uint32_t L, const float *score, uint32_t *to, float *sorted,
                             kv_error *err)
 {
+    bool mass = kv_scorers[r->spec->scorer]->future;
     uint32_t n_item = r->n_item, page = r->spec->page, *forced = NULL, *order = NULL, n = 0, m = 0;
     float *best = NULL;
     bool *done = NULL;
@@ -88,7 +90,10 @@ static kv_status page_order(const kv_ranking *r, uint32_t L, const float *score,
     if (st) goto out;
     uint32_t n_forced = forced_positions(r, L, forced);
     for (uint32_t i = 0; i < L; i++)
-        if (i % page == 0 || score[i] > best[i / page]) best[i / page] = score[i];
+        if (mass) /* what a page gives is what its tokens give together */
+            best[i / page] += score[i];
+        else if (i % page == 0 || score[i] > best[i / page])
+            best[i / page] = score[i];
     if (!kv_rank(n_item, best, order)) st = kv_fail(err, KV_ENOMEM, "out of memory");
     for (uint32_t k = 0; k < n_forced + n_item && !st; k++) {
         uint32_t p = k < n_forced ? forced[k] / page : order[k - n_forced];
@@ -111,10 +116,12 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
     kv_status st = kv_array(&score, r->n_unit * L, sizeof *score, err);
     if (!st) st = kv_array(&order, L, sizeof *order, err);
     if (!st) st = kv_array(&is_forced, L, sizeof *is_forced, err);
+    l->ahead = r->spec->observe;
     if (!st) st = kv_scorers[r->spec->scorer]->score(l, r->spec, score, err);
     if (!st) st = kv_value_weight(l, r->spec, l->L - (r->spec->window < l->L ? r->spec->window : l->L), score, err);
     if (!st && r->first_key)
         st = kv_first_keys(l, r->spec, score, r->first_key + (size_t)l->order * r->n_unit * L, err);
+    l->ahead = false; /* allocations go by the past */
     if (!st && r->weight) st = kv_stream_weight(l, r->spec, &r->weight[l->order], err);
     if (!st && r->want_preference)
         st = preference(l, r->spec->window, &r->entropy[l->order], &r->variance[l->order], err);
@@ -256,6 +263,38 @@ static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *
     return st;
 }
 
+/* The ranking of a spec: a new one unless another spec ranks alike. */
+static kv_status ranking_for(kv_plan *p, const kv_spec *s, size_t *at, kv_error *err)
+{
+    size_t r = 0;
+    while (r < p->n_ranking && strcmp(p->ranking[r].spec->ranking_key, s->ranking_key)) r++;
+    *at = r;
+    if (r < p->n_ranking) return KV_OK;
+    p->n_ranking++;
+    return ranking_init(p->scene, s, &p->ranking[r], err);
+}
+
+/* The rankings policy i needs: its own, which gives the counts, and those of the oracle that takes over (oracle.h). */
+static kv_status rankings(kv_plan *p, size_t i, kv_error *err)
+{
+    const kv_spec *s = &p->spec[i];
+    kv_spec *future = &p->derived[2 * i], *ahead = future + 1;
+    kv_status st = ranking_for(p, s, &p->count_of[i], err);
+    p->ranking_of[i] = p->count_of[i];
+    if (!st && s->oracle & (KV_ORACLE_RANK | KV_ORACLE_HEADS | KV_ORACLE_LAYERS)) {
+        st = kv_oracle_future(s, p->scene->n_cut, future, err);
+        if (!st) st = ranking_for(p, future, &p->future_of[i], err);
+        if (s->oracle & KV_ORACLE_RANK) p->ranking_of[i] = p->future_of[i];
+    }
+    if (!st && s->oracle & KV_ORACLE_WINDOW) {
+        *ahead = *s; /* its strings stay s's */
+        ahead->observe = 1, ahead->oracle = 0, ahead->canonical = ahead->ranking_key = NULL;
+        st = kv_spec_seal(ahead, err);
+        if (!st) st = ranking_for(p, ahead, &p->ranking_of[i], err);
+    }
+    return st;
+}
+
 kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spec, uint32_t threads, kv_plan *p,
                         kv_error *err)
 {
@@ -264,16 +303,14 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
     bool work = false;
     *p = (kv_plan){.scene = scene, .n_spec = n_spec, .spec = spec};
     st = kv_array(&p->ranking_of, n_spec, sizeof *p->ranking_of, err);
-    if (!st) st = kv_array(&p->ranking, n_spec, sizeof *p->ranking, err);
+    if (!st) st = kv_array(&p->ranking, 3 * n_spec, sizeof *p->ranking, err);
+    if (!st) st = kv_array(&p->count_of, n_spec, sizeof *p->count_of, err);
+    if (!st) st = kv_array(&p->future_of, n_spec, sizeof *p->future_of, err);
+    if (!st) st = kv_array(&p->derived, 2 * n_spec, sizeof *p->derived, err);
     for (size_t i = 0; i < n_spec && !st; i++) {
-        size_t r = 0;
-        while (r < p->n_ranking && strcmp(p->ranking[r].spec->ranking_key, spec[i].ranking_key)) r++;
-        p->ranking_of[i] = r;
-        if (r == p->n_ranking) {
-            p->n_ranking++;
-            st = ranking_init(scene, &spec[i], &p->ranking[r], err);
-        }
-        if (spec[i].file) continue;
+        st = rankings(p, i, err);
+        size_t r = p->count_of[i];
+        if (spec[i].file || st) continue;
         work = true;
         p->needs |= kv_spec_needs(&spec[i]);
         p->ranking[r].want_preference |= spec[i].layers == KV_LAYERS_CAKE;
@@ -301,7 +338,11 @@ void kv_plan_free(kv_plan *p)
             free(k->variance), free(k->spread), free(k->importance), free(k->segment);
         free(k->pattern), free(k->similar), free(k->weight), free(k->first_key);
     }
-    free(p->ranking), free(p->ranking_of);
+    for (size_t i = 0; i < p->n_spec && p->derived; i++) {
+        kv_spec_free(&p->derived[2 * i]);
+        free(p->derived[2 * i + 1].canonical), free(p->derived[2 * i + 1].ranking_key);
+    }
+    free(p->ranking), free(p->ranking_of), free(p->count_of), free(p->future_of), free(p->derived);
     *p = (kv_plan){0};
 }
 

@@ -32,7 +32,10 @@ typedef struct {
     const kv_scene *scene;
     size_t n_spec;
     const kv_spec *spec; /* borrowed */
-    size_t *ranking_of;  /* [n_spec] */
+    size_t *ranking_of;  /* [n_spec] whose order the kept sets are prefixes of */
+    size_t *count_of;    /* [n_spec] whose scores give the counts: another one only with oracle= */
+    size_t *future_of;   /* [n_spec] future mass, with oracle=rank, heads or layers */
+    kv_spec *derived;    /* [2 n_spec] future mass and the scorer that sees the future, of specs with oracle= */
     size_t n_ranking;
     kv_ranking *ranking;
     unsigned needs; /* KV_NEED_* of all scorers together */

@@ -96,6 +96,7 @@ enum {
     KV_ORACLE_STEPS = 8,  /* every measured row has its own best set of the same size */
     KV_ORACLE_WINDOW = 16 /* the policy's scorer sees rows of the future instead of the window's, at its own counts */
 };
+typedef enum { KV_TARGET_RECALL, KV_TARGET_CONTESTED, KV_TARGET_COUNT } kv_target; /* what an oracle maximises */
 typedef enum { KV_SCORES_RENORM, KV_SCORES_RAW } kv_scores;
 #define KV_RECENT_HALF UINT32_MAX /* recent = C/2 */
 
@@ -133,6 +134,8 @@ typedef struct {
     char *mean_file, *cov_file, *importance, *filters, *pattern, *cosine;
     uint32_t lookahead;       /* score=future: measured rows it sees, 0 = all */
     uint32_t oracle;          /* KV_ORACLE_* */
+    uint32_t target;          /* kv_target */
+    uint32_t observe;         /* 1: the scorer sees rows of the future (an oracle) */
     uint64_t seed;            /* of `random` */
     uint64_t skip_layers[16]; /* bitmap over layer indices that are never cut */
     char *file;               /* mask: the NumPy file */
@@ -161,6 +164,8 @@ extern const kv_policy kv_policies[]; /* ends with name == NULL */
 kv_status kv_spec_parse(const char *arg, kv_spec **out, size_t *n, kv_error *err);
 /* Change one parameter by name (used by --granularity, --seed, --protect); call kv_spec_seal afterwards. */
 kv_status kv_spec_set(kv_spec *s, const char *name, const char *value, kv_error *err);
+/* The scorer looks at rows before the cut and can be shown rows of the future instead (observe=). */
+bool kv_spec_observes(const kv_spec *s);
 /* Check that slots fit together and (re)build the canonical strings. */
 kv_status kv_spec_seal(kv_spec *s, kv_error *err);
 void kv_spec_free(kv_spec *s);

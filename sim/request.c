@@ -2,6 +2,8 @@
 #include <stdlib.h>
 
 #include "sim/commands.h"
+#include "sim/oracle.h"
+#include "sim/scorer.h"
 
 /* --protect sink=4,recent=32,segment=NAME */
 static kv_status protect(kv_spec *s, const char *text, kv_error *err)
@@ -21,6 +23,18 @@ static kv_status protect(kv_spec *s, const char *text, kv_error *err)
     }
     free(copy);
     return st;
+}
+
+static void drop_repeats(kv_request *r)
+{
+    for (size_t i = 0; i < r->n_spec; i++)
+        for (size_t k = i + 1; k < r->n_spec;)
+            if (strcmp(r->spec[i].canonical, r->spec[k].canonical)) {
+                k++;
+            } else {
+                kv_spec_free(&r->spec[k]);
+                memmove(&r->spec[k], &r->spec[k + 1], (--r->n_spec - k) * sizeof *r->spec);
+            }
 }
 
 kv_status kv_request_resolve(kv_request *r, kv_error *err)
@@ -49,20 +63,37 @@ kv_status kv_request_resolve(kv_request *r, kv_error *err)
         if (!st && r->seed) st = kv_spec_set(s, "seed", seed, err);
         if (!st) st = kv_spec_seal(s, err);
     }
-    for (size_t i = 0; i < r->n_spec && !st; i++)
-        for (size_t k = i + 1; k < r->n_spec;)
-            if (strcmp(r->spec[i].canonical, r->spec[k].canonical)) {
-                k++;
-            } else {
-                kv_spec_free(&r->spec[k]);
-                memmove(&r->spec[k], &r->spec[k + 1], (--r->n_spec - k) * sizeof *r->spec);
-            }
+    if (!st) drop_repeats(r);
     for (size_t i = 0; i < r->n_budget && !st; i++)
         for (size_t k = i + 1; k < r->n_budget;)
             if (strcmp(r->budget[i].text, r->budget[k].text))
                 k++;
             else
                 memmove(&r->budget[k], &r->budget[k + 1], (--r->n_budget - k) * sizeof *r->budget);
+    return st;
+}
+
+kv_status kv_request_add_gap(kv_request *r, kv_error *err)
+{
+    kv_status st = KV_OK;
+    size_t n = r->n_spec;
+    for (size_t i = 0; i < n && !st; i++) {
+        uint32_t parts[KV_ORACLE_CORNERS];
+        size_t n_part = kv_oracle_corners(&r->spec[i], parts);
+        for (size_t k = 0; k < n_part * KV_TARGET_COUNT && !st; k++) {
+            uint32_t part = parts[k / KV_TARGET_COUNT], target = k % KV_TARGET_COUNT;
+            if (part == KV_ORACLE_WINDOW && target) continue; /* the policy's own scorer has no target */
+            st = kv_spec_parse(r->spec[i].canonical, &r->spec, &r->n_spec, err);
+            if (st) break;
+            r->spec[r->n_spec - 1].oracle = part, r->spec[r->n_spec - 1].target = target;
+            st = kv_spec_seal(&r->spec[r->n_spec - 1], err);
+        }
+        char *own = NULL, *class = NULL;
+        if (!st && !kv_scorers[r->spec[i].scorer]->future) st = kv_oracle_of(&r->spec[i], &own, &class, err);
+        if (!st && own) st = kv_spec_parse(own, &r->spec, &r->n_spec, err);
+        free(own), free(class);
+    }
+    if (!st) drop_repeats(r);
     return st;
 }
 

@@ -9,7 +9,9 @@
 
 bool kv_schedule_needed(const kv_spec *s)
 {
-    return s->decode != KV_DECODE_KEEP || s->select >= KV_SELECT_TWO_STAGE || s->oracle & KV_ORACLE_STEPS;
+    if (s->oracle & KV_ORACLE_STEPS) return true;
+    if (s->oracle & KV_ORACLE_RANK) return false; /* a prefix of the oracle's order */
+    return s->decode != KV_DECODE_KEEP || s->select >= KV_SELECT_TWO_STAGE;
 }
 
 bool kv_schedule_used(const kv_plan *p, size_t i)

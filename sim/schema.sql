@@ -2,7 +2,7 @@
 -- the contract, the tables may change under them. Wall times and the build stand in columns of their own, so that everything else of
 -- two databases can be compared byte for byte.
 PRAGMA application_id = 0x4b565452; -- "KVTR"
-PRAGMA user_version   = 1;
+PRAGMA user_version   = 2;
 
 CREATE TABLE trace (
     trace_id      INTEGER PRIMARY KEY,
@@ -26,6 +26,9 @@ CREATE TABLE run (
     trace_id      INTEGER NOT NULL REFERENCES trace,
     policy        TEXT NOT NULL,          -- "cake"
     spec          TEXT NOT NULL,          -- canonical: every parameter filled in
+    base          TEXT NOT NULL,          -- spec of the policy whose parts the oracle took over; else the run's own spec
+    corner        TEXT NOT NULL,          -- those parts, "rank+heads" (sim/oracle.h); "" = an ordinary run
+    target        TEXT NOT NULL,          -- what the oracle maximised: "recall" or "recall_contested"; "" = an ordinary run
     verified      TEXT NOT NULL,          -- "authors' code", "definition", "not verified: ..." : how the policy was checked
     budget        TEXT NOT NULL,          -- as given: "5%", "512", "ratio=0.9"
     budget_tokens INTEGER NOT NULL,       -- C: tokens per KV head and layer, on average over the layers that evict
@@ -49,6 +52,7 @@ CREATE TABLE run (
     wall_s        REAL NOT NULL           -- this run's share of the replay
 ) STRICT;
 CREATE INDEX run_trace ON run (trace_id, policy);
+CREATE INDEX run_base ON run (trace_id, base);
 
 CREATE TABLE metric_name (
     metric_id INTEGER PRIMARY KEY,
@@ -83,13 +87,67 @@ SELECT r.run_id, t.name AS trace, t.sha256 AS trace_sha256, t.model, t.arch, t.p
        t.decode_tokens, r.policy, r.spec, r.verified, r.budget, r.budget_tokens, r.budget_frac, r.granularity, r.page, r.cut,
        r.protect, r.rows, r.kept_slots, r.kept_bytes, r.mean_bytes, r.peak_bytes, r.nominal_bytes, r.full_bytes, r.overspent,
        r.seed, r.build, r.wall_s
-FROM run r JOIN trace t USING (trace_id);
+FROM run r JOIN trace t USING (trace_id) WHERE r.corner = '';
 
 CREATE VIEW v_metric AS
 SELECT r.run_id, t.name AS trace, t.model, t.prompt, t.category, r.policy, r.spec, r.budget, r.budget_tokens, r.budget_frac,
        n.name AS metric, n.unit, n.better, nullif(m.layer, -1) AS layer, nullif(m.head, -1) AS head,
        nullif(m.step, -1) AS step, m.value, m.n
-FROM metric m JOIN run r ON r.id = m.run JOIN trace t USING (trace_id) JOIN metric_name n USING (metric_id);
+FROM metric m JOIN run r ON r.id = m.run JOIN trace t USING (trace_id) JOIN metric_name n USING (metric_id) WHERE r.corner = '';
 
 CREATE VIEW v_slots AS
-SELECT r.run_id, s.layer, s.head, s.slots, s.bytes FROM slots s JOIN run r ON r.id = s.run;
+SELECT r.run_id, s.layer, s.head, s.slots, s.bytes FROM slots s JOIN run r ON r.id = s.run WHERE r.corner = '';
+
+-- Policies with parts taken over by an oracle (kv-sim run --gap) stand apart, so that nobody takes them for policies. run_id is the
+-- policy's own run, v_run.run_id; corner "" is that run itself.
+CREATE VIEW v_corner AS
+SELECT p.run_id, c.run_id AS corner_run_id, c.corner, c.target, c.kept_slots, n.name AS metric, n.unit, n.better,
+       nullif(m.layer, -1) AS layer, nullif(m.head, -1) AS head, nullif(m.step, -1) AS step, m.value, m.n
+FROM run p
+JOIN run c ON c.trace_id = p.trace_id AND c.base = p.spec AND c.budget = p.budget AND c.cut = p.cut AND c.rows = p.rows
+JOIN metric m ON m.run = c.id JOIN metric_name n USING (metric_id)
+WHERE p.corner = '';
+
+-- Where the loss of a run comes from (metrics.md 5.3). loss = distance from the full cache; the terms of a way add up to "lost".
+--   forward   ranking, then heads, then layers handed to the oracle; ranking = prediction + aggregation
+--   reverse   layers, then heads, then ranking
+--   mean      of all six orders (Shapley)
+-- staticness is what choosing anew for every row would still gain, budget what no choice could keep. recall_contested is taken apart
+-- with oracles of recall_contested, every other metric with those of recall.
+CREATE VIEW v_gap AS
+WITH loss AS (
+    SELECT run_id, metric, unit, corner, CASE better WHEN 'higher' THEN 1 - value ELSE value END AS loss
+    FROM v_corner
+    WHERE layer IS NULL AND head IS NULL AND step IS NULL AND better <> 'none'
+      AND (target = '' OR target = CASE metric WHEN 'recall_contested' THEN metric ELSE 'recall' END)),
+at AS (
+    SELECT run_id, metric, unit, max(iif(corner = '', loss, NULL)) AS p, max(iif(corner = 'window', loss, NULL)) AS w,
+           max(iif(corner = 'rank', loss, NULL)) AS r, max(iif(corner = 'heads', loss, NULL)) AS h,
+           max(iif(corner = 'layers', loss, NULL)) AS l, max(iif(corner = 'rank+heads', loss, NULL)) AS rh,
+           max(iif(corner = 'rank+layers', loss, NULL)) AS rl, max(iif(corner = 'heads+layers', loss, NULL)) AS hl,
+           max(iif(corner = 'rank+heads+layers', loss, NULL)) AS rhl,
+           max(iif(corner = 'rank+heads+layers+steps', loss, NULL)) AS s
+    FROM loss GROUP BY run_id, metric, unit)
+SELECT run_id, metric, unit, 'forward' AS way, 'lost' AS term, 0 AS place, p AS value FROM at WHERE s IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'ranking', 1, p - r FROM at WHERE s IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'prediction', 2, p - w FROM at WHERE s IS NOT NULL AND w IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'aggregation', 3, w - r FROM at WHERE s IS NOT NULL AND w IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'heads', 4, r - rh FROM at WHERE s IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'layers', 5, rh - rhl FROM at WHERE s IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'staticness', 6, rhl - s FROM at WHERE s IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'forward', 'budget', 7, s FROM at WHERE s IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'reverse', 'lost', 0, p FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'reverse', 'ranking', 1, hl - rhl FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'reverse', 'heads', 4, l - hl FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'reverse', 'layers', 5, p - l FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'reverse', 'staticness', 6, rhl - s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'reverse', 'budget', 7, s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'mean', 'lost', 0, p FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'mean', 'ranking', 1, (2 * (p - r) + (h - rh) + (l - rl) + 2 * (hl - rhl)) / 6 FROM at
+    WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'mean', 'heads', 4, (2 * (p - h) + (r - rh) + (l - hl) + 2 * (rl - rhl)) / 6 FROM at
+    WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'mean', 'layers', 5, (2 * (p - l) + (r - rl) + (h - hl) + 2 * (rh - rhl)) / 6 FROM at
+    WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'mean', 'staticness', 6, rhl - s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
+UNION ALL SELECT run_id, metric, unit, 'mean', 'budget', 7, s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL;

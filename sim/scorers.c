@@ -19,6 +19,6 @@ unsigned kv_spec_needs(const kv_spec *s)
     if (s->value == KV_VALUE_WO_L1 || s->value == KV_VALUE_WO_SHARE || s->select == KV_SELECT_TWO_STAGE ||
         s->layer_weight)
         n |= KV_NEED_WO;
-    if (s->decode || s->oracle) n |= KV_NEED_FUTURE;
+    if (s->decode || s->oracle || s->observe) n |= KV_NEED_FUTURE;
     return n;
 }

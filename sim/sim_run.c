@@ -5,6 +5,7 @@
 
 #include "kernels/parallel.h"
 #include "sim/commands.h"
+#include "sim/oracle.h"
 #include "sim/replay.h"
 #include "sim/results.h"
 #include "sim/schedule.h"
@@ -29,6 +30,9 @@ static const char HELP[] =
     "      --detail D        run, layer (default) or head: how finely metrics are stored\n"
     "      --shard I/N       the I-th of N parts of the work, for arrays of jobs; merge the databases afterwards\n"
     "      --seed S          of random policies (0)\n"
+    "      --gap             also what `kv-analyze gap` needs: each policy with its order, heads and layers in the "
+    "hands\n"
+    "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
     "      --backend B       auto or cpu\n"
     "\n"
     "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%,20% --db results.db\n"
@@ -40,6 +44,7 @@ typedef struct {
     uint32_t jobs, shard_i, shard_n;
     unsigned wanted;
     int detail;
+    bool gap;
     size_t n_new, n_old;
 } options;
 
@@ -47,6 +52,7 @@ static kv_status resolve(options *o, kv_error *err)
 {
     static const char *const DETAIL[] = {"run", "layer", "head"};
     kv_status st = kv_request_resolve(&o->rq, err);
+    if (!st && o->gap) st = kv_request_add_gap(&o->rq, err);
     if (st) return st;
     if (!o->db) o->db = "results.db";
     if (!o->jobs) o->jobs = kv_cpu_count();
@@ -135,6 +141,7 @@ static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const 
     for (size_t a = 0; a < p->n_spec && !st; a++)
         for (size_t b = a + 1; b < p->n_spec; b++) {
             size_t same = 0, differ = 0;
+            if (p->spec[a].oracle || p->spec[b].oracle) continue; /* corners of a decomposition coincide by design */
             for (size_t i = 0; i < n; i++)
                 for (size_t k = 0; k < n && point[i].spec == a; k++) {
                     if (point[k].spec != b || point[k].budget != point[i].budget) continue;
@@ -240,6 +247,9 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
                       .entry_bytes = sc.slot_bytes * (rk->granularity == KV_GRAN_LAYER ? Hkv : 1),
                       .wall_s = wall / (double)n_point};
         memcpy(run.run_id, id[i], sizeof run.run_id);
+        kv_corner corner = {0};
+        st = kv_corner_of(run.spec, &corner, err);
+        run.base = corner.base, run.corner = corner.parts, run.target = corner.target;
         run.kept_slots = kv_plan_slots(&plan, point[i].spec, point[i].counts);
         run.nominal_slots = (uint64_t)point[i].c.tokens * sc.n_evict * Hkv;
         run.kept_bytes = run.kept_slots * sc.slot_bytes;
@@ -264,10 +274,11 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head,
                                        rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL, tie, number, sc.n_evict,
                                        sc.info->n_q_head, sc.n_row, shown, o->detail, value);
-        if (!run.n_value && shown)
+        if (!st && !run.n_value && shown)
             st = kv_fail(err, KV_ENOMEM, "out of memory");
-        else
+        else if (!st)
             st = kv_results_put(db, trace_id, &run, err);
+        kv_corner_free(&corner);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
     if (!st) o->n_new += n_point;
@@ -310,6 +321,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                      {"metrics", 0, KV_OPT_STR, &o.metrics},
                      {"detail", 0, KV_OPT_STR, &o.detail_name},
                      {"shard", 0, KV_OPT_STR, &o.shard},
+                     {"gap", 0, KV_OPT_FLAG, &o.gap},
                      {"backend", 0, KV_OPT_STR, &o.backend},
                      {"help", 'h', KV_OPT_FLAG, &help},
                      {0}};

@@ -1,6 +1,7 @@
 /* slots.c - the parameters of policies: one table gives parsing, canonical strings and help. */
 #include <stdlib.h>
 
+#include "sim/oracle.h"
 #include "sim/plugin.h"
 #include "sim/schedule.h"
 #include "sim/scorer.h"
@@ -244,6 +245,15 @@ static const slot SLOTS[] = {
     {"mix_lambda", {0}, T_F64, AT(mix_lambda), 0, 1, R_RANK, 0, "weight of attention against redundancy (score=rkv)"},
     {"n_future", {0}, T_U32, AT(n_future), 1, 1u << 20, R_RANK, 0, "future positions the rotation is averaged over"},
     {"normalize", {0}, T_BOOL, AT(normalize), 0, 1, R_COUNT, 0, "1: heads compete with scores times their top-B share"},
+    {"observe",
+     {0},
+     T_CHOICE,
+     AT(observe),
+     0,
+     0,
+     R_RANK,
+     "past|future",
+     "rows the scorer looks at; future: as many of the measured rows, spread evenly (an oracle)"},
     {"oracle",
      {0},
      T_PARTS,
@@ -420,6 +430,15 @@ static const slot SLOTS[] = {
      R_COUNT,
      0,
      "layers that are never cut, by position among the evicting layers: 0+1, none"},
+    {"target",
+     {0},
+     T_CHOICE,
+     AT(target),
+     0,
+     0,
+     R_RANK | R_COUNT,
+     "recall|recall_contested",
+     "what an oracle, or its part in oracle=, maximises"},
     {"tau", {0}, T_F64, AT(tau), 0, 1000, R_RANK, 0, "sharpness of the anchor weights (score=capkv)"},
     {"tau_table",
      {0},
@@ -624,6 +643,11 @@ static bool listed(const char *words, const char *name)
     return false;
 }
 
+bool kv_spec_observes(const kv_spec *s)
+{
+    return !s->file && !s->plugin && listed(kv_scorers[s->scorer]->params, "observe");
+}
+
 /* A parameter matters when the scorer or some slot reads it; the others have no place in the canonical string. */
 static bool matters(const kv_spec *s, const slot *d)
 {
@@ -646,6 +670,7 @@ static bool matters(const kv_spec *s, const slot *d)
     if (!strcmp(n, "value") || !strcmp(n, "select") || !strcmp(n, "decode") || !strcmp(n, "bin") ||
         !strcmp(n, "prompt_cut") || !strcmp(n, "reindex"))
         return *(const uint32_t *)((const char *)s + d->at) != 0;
+    if (!strcmp(n, "target") && s->oracle & ~(uint32_t)KV_ORACLE_WINDOW) return s->target;
     if (!strcmp(n, "every")) return s->every > 1;
     if (!strcmp(n, "recent") && s->heads == KV_HEADS_DUO) return true;
     if (s->decode && listed(kv_decode_rules[s->decode].params, n)) return true;
@@ -669,6 +694,8 @@ static bool matters(const kv_spec *s, const slot *d)
         return s->select == KV_SELECT_TWO_STAGE;
     if (!listed(kv_scorers[s->scorer]->params, n)) return false;
     if (!strcmp(n, "lookahead")) return s->lookahead > 0;
+    if (!strcmp(n, "observe")) return s->observe;
+    if (!strcmp(n, "target")) return s->target;
     if (!strcmp(n, "gamma")) return s->row_reduce == KV_ROWS_MEAN_VAR;
     if (!strcmp(n, "kernel")) return s->pooling != KV_POOL_NONE;
     if (!strcmp(n, "pool_first")) return s->pooling != KV_POOL_NONE && s->group_reduce != KV_GROUP_NONE;
@@ -737,10 +764,6 @@ static kv_status seal_decode(const kv_spec *s, kv_error *err)
                        name);
     if (s->decode == KV_DECODE_STEPS && !s->prompt_cut)
         return kv_fail(err, KV_EMISUSE, "policy '%s': decode=steps works with prompt_cut=rule only", who);
-    if (s->oracle & ~(uint32_t)KV_ORACLE_STEPS)
-        return kv_fail(err, KV_EMISUSE, "policy '%s': oracle= takes steps only so far", who);
-    if (s->oracle && s->decode)
-        return kv_fail(err, KV_EMISUSE, "policy '%s': oracle= takes over parts of one cut; leave decode=keep", who);
     if (s->decode == KV_DECODE_VATP && s->granularity == KV_GRAN_LAYER)
         return kv_fail(err, KV_EMISUSE, "policy '%s': decode=vatp works per query or KV head", who);
     if (rule->flags & KV_RULE_RANKED && s->granularity != KV_GRAN_KV_HEAD)
@@ -793,7 +816,7 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
         return kv_fail(err, KV_EMISUSE,
                        "policy '%s': pages work with prompt-time prefixes only (no select=, no decode=)", who);
     if (s->decode && s->select) return kv_fail(err, KV_EMISUSE, "policy '%s': a decode rule needs select=prefix", who);
-    if ((st = seal_decode(s, err))) return st;
+    if ((st = seal_decode(s, err)) || (st = kv_oracle_check(s, kv_spec_observes(s), err))) return st;
     if (s->layers == KV_LAYERS_LAVA_CODE && s->heads)
         return kv_fail(err, KV_EMISUSE, "policy '%s': layers=lava-code already splits over heads; leave heads=uniform",
                        who);
@@ -826,7 +849,9 @@ kv_status kv_spec_seal(kv_spec *s, kv_error *err)
         char *v = kv_slot_value(s, i);
         if (!v) continue;
         char *c = kv_format("%s%c%s=%s", s->canonical, sep, SLOTS[i].name, v);
-        char *k = SLOTS[i].role & R_RANK ? kv_format("%s,%s=%s", s->ranking_key, SLOTS[i].name, v) : NULL;
+        /* the target of oracle= says nothing about the policy's own ranking */
+        bool ranks = SLOTS[i].role & R_RANK && (SLOTS[i].at != AT(target) || listed(sc->params, "target"));
+        char *k = ranks ? kv_format("%s,%s=%s", s->ranking_key, SLOTS[i].name, v) : NULL;
         sep = ',';
         free(s->canonical), s->canonical = c;
         if (k) free(s->ranking_key), s->ranking_key = k;

@@ -39,7 +39,7 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 
 const kv_scorer kv_scorer_maxclamp = {"maxclamp",
                                       "largest attention over rows and heads, at least the mean",
-                                      "window pooling kernel",
+                                      "window observe pooling kernel",
                                       KV_NEED_WINDOW,
                                       true,
                                       false,

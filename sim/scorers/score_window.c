@@ -47,7 +47,7 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 
 const kv_scorer kv_scorer_window = {"window",
                                     "attention of the last `window` rows before the cut",
-                                    "window row_reduce gamma group_reduce pooling kernel pool_first",
+                                    "window observe row_reduce gamma group_reduce pooling kernel pool_first",
                                     KV_NEED_WINDOW,
                                     true,
                                     false,
