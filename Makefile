@@ -70,6 +70,10 @@ $(OBJ)/%.c.o: %.c
 $(OBJ)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
+# Code for Hopper's own instructions runs on compute capability 9.0 alone; the program picks these kernels there.
+$(OBJ)/%_sm90.cu.o: %_sm90.cu
+	@mkdir -p $(@D)
+	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. -gencode arch=compute_90a,code=sm_90a -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
 $(LIB): $(patsubst %,$(OBJ)/%.o,$(LIBSRC))
 	@rm -f $@ && ar rcs $@ $^
 define program
@@ -81,6 +85,9 @@ $(foreach p,$(PROGRAMS),$(eval $(call program,$p)))
 $(OUT)/tests/%: $(OBJ)/tests/%.c.o $(LIB)
 	@mkdir -p $(@D)
 	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ -rdynamic $(LDFLAGS) -Wl,--as-needed $(LIBS) $(CULIBS)
+$(OUT)/tests/%: $(OBJ)/tests/%.cu.o $(LIB)
+	@mkdir -p $(@D)
+	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ $(LDFLAGS) -Wl,--as-needed $(LIBS) $(CULIBS)
 # Plug-ins are built as a stranger builds them: the public header and nothing else.
 PLUGIN     = $(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -shared -fPIC -ffp-contract=off $(WARN) \
              $(filter -fsanitize=%,$(KFLAGS)) -Isim $< -o $@ -lm
@@ -118,6 +125,17 @@ tests: $(TESTS) $(PLUGINS)
 ## bench: timings as CSV, one row per thing measured (needs `make model`)
 bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path
 	@sh tests/bench.sh $(OUT)
+## test-gpu: what needs a CUDA device: kernels against their definitions; counts as skipped without one
+test-gpu: $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda
+	$(OUT)/tests/test_kernels
+	$(OUT)/tests/test_cuda
+## bench-gpu: rates of the device kernels beside cuBLAS and, where python3 has torch, its fused attention
+bench-gpu: $(OUT)/tests/bench_attention
+	@$(OUT)/tests/bench_attention
+	@python3 tests/bench_sdpa.py
+## bench-decode: decode attention at the kept length against the full cache, as a ratio in one run
+bench-decode: $(OUT)/tests/bench_decode
+	@$(OUT)/tests/bench_decode
 
 # ---------------------------------------------------------------------------------------------------- checks
 SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c sim/plugins/*.c tests/*.[ch] tests/plugins/*.c)
@@ -146,6 +164,6 @@ help:
 	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
 
 FORCE:
-.PHONY: all deps model demo test tests bench lint format install clean help FORCE
+.PHONY: all deps model demo test tests test-gpu bench bench-gpu bench-decode lint format install clean help FORCE
 .SECONDARY:
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

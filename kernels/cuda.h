@@ -11,7 +11,7 @@
  * bytes; where they are not, or the head size is not a multiple of 8 or above 256, slower kernels without tensor cores
  * run. All sizes below 2^31.
  *
- * For tests there are twins with host pointers, kv_NAME_cuda, at the end. */
+ * kernels/table_cuda.cu is the table of the checks, walked by tests/test_cuda.c. */
 #ifndef KV_CUDA_H
 #define KV_CUDA_H
 
@@ -48,7 +48,7 @@ int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const 
                      float *stat, struct CUstream_st *stream);
 
 /* acc[h][j] += sum of p[r][j] over the rows that see key j; acc [q_head] rows of n_key doubles at stride acc_head. Rows
- * are added in ascending order, by tiles of 64 in f32 and across tiles in double. out_*, stat and v are not read. */
+ * are added in a fixed order, by tiles in f32 and across tiles in double. out_*, stat and v are not read. */
 int kv_colsum_dev(const kv_cuda_attn *a, const void *q, const void *k, const float *lse, double *acc, size_t acc_head,
                   struct CUstream_st *stream);
 
@@ -97,15 +97,14 @@ int kv_cast_dev(size_t n, const float *src, void *dst, int bits, uint32_t *over,
 /* x = cap tanh(x / cap) */
 int kv_softcap_dev(size_t n, float *x, float cap, struct CUstream_st *stream);
 
-/* ---------------------------------------------------------------------------------------------- for tests */
-/* Host arrays of floats (q, k, v already representable in a->bits), laid out by the strides of a; the element counts of
- * the arrays are those the strides imply. out is float. path: 0 = what the _dev function picks, 1 = without wgmma,
- * 2 = without tensor cores. Return 0 or a CUDA error code. */
-int kv_attention_cuda(const kv_cuda_attn *a, int path, const float *q, const float *k, const float *v, float *out,
-                      float *lse, float *stat);
-int kv_decode_cuda(const kv_cuda_attn *a, const float *q, const float *k, const float *v, float *out, float *lse,
-                   float *stat);
-int kv_colsum_cuda(const kv_cuda_attn *a, int path, const float *q, const float *k, const float *lse, double *acc);
+/* ---------------------------------------------------------------------------------------------- definitions */
+/* On the host, for those of the functions above that have no twin in kernels.h. out and the others are float; what the
+ * device rounds to `bits` is rounded the same way here. */
+void kv_heads_ref(size_t n_row, size_t n_head, size_t d, const float *proj, size_t ld_proj, const float *bias,
+                  const float *norm_w, float w_add, float eps, const float *inv_freq, float mscale, size_t pos0,
+                  size_t rot, float *out, int bits, size_t out_head);
+void kv_layernorm_dev_ref(size_t n_row, size_t n, const float *x, const float *w, const float *b, float eps, float *y);
+void kv_gate_ref(size_t n, int act, const float *gate, const float *up, float *out);
 
 #ifdef __cplusplus
 }

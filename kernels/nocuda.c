@@ -1,6 +1,8 @@
 /* nocuda.c - what the .cu files offer, in builds without nvcc: no device, and every launch fails. */
+#include "kernels/cuda.h"
 #include "kernels/gpu.h"
 #include "kernels/kernels.h"
+#include "kernels/table_cuda.h"
 
 #define NO_DEVICE 100 /* cudaErrorNoDevice */
 
@@ -209,3 +211,106 @@ int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *ou
     (void)seed, (void)first, (void)n, (void)scale, (void)out, (void)bits, (void)s;
     return NO_DEVICE;
 }
+
+/* ------------------------------------------------------------------------------------------------ cuda.h */
+int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const void *v, void *out, float *lse,
+                     float *stat, struct CUstream_st *stream)
+{
+    (void)a, (void)q, (void)k, (void)v, (void)out, (void)lse, (void)stat, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_colsum_dev(const kv_cuda_attn *a, const void *q, const void *k, const float *lse, double *acc, size_t acc_head,
+                  struct CUstream_st *stream)
+{
+    (void)a, (void)q, (void)k, (void)lse, (void)acc, (void)acc_head, (void)stream;
+    return NO_DEVICE;
+}
+
+size_t kv_decode_scratch(const kv_cuda_attn *a)
+{
+    (void)a;
+    return 0;
+}
+
+int kv_decode_dev(const kv_cuda_attn *a, const void *q, const void *k, const void *v, void *out, float *lse,
+                  float *stat, void *scratch, struct CUstream_st *stream)
+{
+    (void)a, (void)q, (void)k, (void)v, (void)out, (void)lse, (void)stat, (void)scratch, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_embed_dev(size_t n_row, size_t n, uint32_t n_vocab, const uint32_t *token, const void *table, int bits,
+                 float scale, float *x, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n, (void)n_vocab, (void)token, (void)table, (void)bits, (void)scale, (void)x, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_rmsnorm_dev(size_t n_row, size_t n, const float *x, size_t ld_x, const float *w, float w_add, float eps, void *y,
+                   int bits, size_t ld_y, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n, (void)x, (void)ld_x, (void)w, (void)w_add, (void)eps, (void)y, (void)bits, (void)ld_y,
+        (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_layernorm_dev(size_t n_row, size_t n, const float *x, size_t ld_x, const float *w, const float *b, float eps,
+                     void *y, int bits, size_t ld_y, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n, (void)x, (void)ld_x, (void)w, (void)b, (void)eps, (void)y, (void)bits, (void)ld_y,
+        (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_rope_table_dev(size_t n_row, size_t rot, size_t pos0, const float *inv_freq, float mscale, float *table,
+                      struct CUstream_st *stream)
+{
+    (void)n_row, (void)rot, (void)pos0, (void)inv_freq, (void)mscale, (void)table, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_heads_dev(size_t n_row, size_t n_head, size_t d, const void *proj, int in_bits, size_t ld_proj,
+                 const float *bias, const float *norm_w, float w_add, float eps, const float *table, size_t rot,
+                 void *out, int bits, size_t out_head, uint32_t *over, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n_head, (void)d, (void)proj, (void)in_bits, (void)ld_proj, (void)bias, (void)norm_w, (void)w_add,
+        (void)eps, (void)table, (void)rot, (void)out, (void)bits, (void)out_head, (void)over, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_gate_dev(size_t n_row, size_t n, int act, const void *gate, const void *up, int in_bits, size_t ld_in,
+                const float *gate_bias, void *out, int bits, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n, (void)act, (void)gate, (void)up, (void)in_bits, (void)ld_in, (void)gate_bias, (void)out,
+        (void)bits, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_add_dev(size_t n_row, size_t n, float *x, const void *y, int in_bits, size_t ld_y, const float *bias,
+               struct CUstream_st *stream)
+{
+    (void)n_row, (void)n, (void)x, (void)y, (void)in_bits, (void)ld_y, (void)bias, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_length_dev(size_t n_row, size_t n, const float *x, float *norm, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n, (void)x, (void)norm, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_cast_dev(size_t n, const float *src, void *dst, int bits, uint32_t *over, struct CUstream_st *stream)
+{
+    (void)n, (void)src, (void)dst, (void)bits, (void)over, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_softcap_dev(size_t n, float *x, float cap, struct CUstream_st *stream)
+{
+    (void)n, (void)x, (void)cap, (void)stream;
+    return NO_DEVICE;
+}
+
+const kv_kernel kv_cuda_table[1];
+const size_t kv_cuda_count;

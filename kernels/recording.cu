@@ -1,4 +1,5 @@
-/* recording.cu - the kernels of a capture (gpu.h): byte planes, next-token losses, attention maps, weights at random. */
+/* recording.cu - the kernels of a capture (gpu.h): byte planes, next-token losses, attention maps, weights at random.
+ */
 #include "kernels/gpu.h"
 #include "kernels/half.h"
 #include "kernels/kernels.h"
@@ -62,8 +63,8 @@ extern "C" int kv_planes_dev(size_t n_head, size_t n, const void *src, int src_b
 {
     bool half = src_bits == 16 || src_bits == 17;
     if (!n_head || !n) return 0;
-    if (n_head > 65535 || (uintptr_t)dst % 4 || (half && bits != src_bits) || (bits != 32 && bits != 16 && bits != 17) ||
-        (!half && src_bits != 32 && src_bits != 64))
+    if (n_head > 65535 || (uintptr_t)dst % 4 || (half && bits != src_bits) ||
+        (bits != 32 && bits != 16 && bits != 17) || (!half && src_bits != 32 && src_bits != 64))
         return cudaErrorInvalidValue;
     dim3 grid(blocks_for(n, 4 * THREADS, 512), (unsigned)n_head);
     planes<<<grid, THREADS, 0, s>>>(n, (const uint8_t *)src, src_bits, src_head, dst, bits, split);
@@ -208,7 +209,8 @@ static __device__ float as_float(const void *p, size_t i, int bits)
 static __global__ void map_rows(kv_gpu_map m, const void *q, const void *k, const float *lse, uint16_t *p)
 {
     extern __shared__ float query[];
-    size_t row = blockIdx.y, h = m.head_first + blockIdx.z, at = m.row0 + row, j = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    size_t row = blockIdx.y, h = m.head_first + blockIdx.z, at = m.row0 + row,
+           j = (size_t)blockIdx.x * THREADS + threadIdx.x;
     for (size_t c = threadIdx.x; c < m.d; c += THREADS) query[c] = as_float(q, h * m.q_head + row * m.d + c, m.bits);
     __syncthreads();
     if (j >= m.width) return;
@@ -227,8 +229,7 @@ static __global__ void map_rows(kv_gpu_map m, const void *q, const void *k, cons
 extern "C" int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *lse, void *p, kv_gpu_stream s)
 {
     if (!m->n_row) return 0;
-    if (!m->group || m->n_row > 65535 || m->n_head > 65535 || m->d > 4096)
-        return cudaErrorInvalidValue;
+    if (!m->group || m->n_row > 65535 || m->n_head > 65535 || m->d > 4096) return cudaErrorInvalidValue;
     dim3 grid(blocks_for(m->width, THREADS, INT32_MAX), m->n_row, m->n_head);
     map_rows<<<grid, THREADS, 4 * (size_t)m->d, s>>>(*m, q, k, lse, (uint16_t *)p);
     return cudaGetLastError();
@@ -247,8 +248,7 @@ static __global__ void random_weights(uint64_t seed, uint64_t first, size_t n, f
     }
 }
 
-extern "C" int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits,
-                             kv_gpu_stream s)
+extern "C" int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s)
 {
     if (!n) return 0;
     random_weights<<<blocks_for(n, THREADS, 4096), THREADS, 0, s>>>(seed, first, n, scale, out, bits);

@@ -1,0 +1,456 @@
+/* table_cuda.cu - the checks of the device kernels of cuda.h against their definitions; see table.h.
+ * A check fills host arrays, rounds them to the element type, runs the definition on them, uploads them, runs the
+ * kernel twice (the bytes must agree) and compares. Outputs start poisoned, so what was not written shows. */
+#include "kernels/attention.cuh"
+#include "kernels/half.h"
+#include "kernels/table_cuda.h"
+#include "kernels/tensor.cuh"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+namespace
+{
+#define COUNT(a) (sizeof(a) / sizeof *(a))
+
+void fail(kv_verdict *v, const char *why)
+{
+    if (v->ok) snprintf(v->why, sizeof v->why, "%s", why);
+    v->ok = false;
+}
+
+/* Memory of one check, host and device; all of it goes at the end. */
+struct pool {
+    kv_verdict *v;
+    uint64_t seed;
+    void *host[32], *dev[32];
+    int n_host, n_dev;
+    cudaError_t error;
+};
+
+float *floats(pool *p, size_t n, float factor)
+{
+    float *x = (float *)malloc((n + 1) * sizeof *x);
+    if (!x) abort();
+    p->host[p->n_host++] = x;
+    if (factor == 0)
+        memset(x, 0xff, n * sizeof *x); /* NaN */
+    else
+        kv_fill_normal(p->seed++ * 7919 + 13, n, x);
+    for (size_t i = 0; factor != 0 && factor != 1 && i < n; i++) x[i] *= factor;
+    return x;
+}
+
+void *device(pool *p, size_t bytes)
+{
+    void *d = NULL;
+    if (!p->error) p->error = cudaMalloc(&d, bytes + 16);
+    if (!p->error) p->error = cudaMemset(d, 0xff, bytes);
+    p->dev[p->n_dev++] = d;
+    return d;
+}
+
+/* x rounded to bits, on the device in that type and on the host in place. */
+void *upload(pool *p, int bits, size_t n, float *x)
+{
+    kv_round_ref(bits, n, x);
+    void *d = device(p, n * 4);
+    if (bits == 32) {
+        if (!p->error) p->error = cudaMemcpy(d, x, n * 4, cudaMemcpyHostToDevice);
+        return d;
+    }
+    uint16_t *h = (uint16_t *)malloc(2 * n + 2);
+    if (!h) abort();
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, x + i, 4);
+        h[i] = (uint16_t)(bits == 16 ? kv_f16_bits(u) : u >> 16);
+    }
+    if (!p->error) p->error = cudaMemcpy(d, h, 2 * n, cudaMemcpyHostToDevice);
+    free(h);
+    return d;
+}
+
+/* n elements of the device as floats. */
+float *download(pool *p, int bits, size_t n, const void *d)
+{
+    float *x = floats(p, n, 0);
+    if (!p->error) p->error = cudaMemcpy(x, d, n * (bits == 32 ? 4 : 2), cudaMemcpyDeviceToHost);
+    if (bits == 32) return x;
+    for (size_t i = n; i--;) {
+        uint16_t h;
+        memcpy(&h, (char *)x + 2 * i, 2);
+        x[i] = bits == 17 ? __bfloat162float(__ushort_as_bfloat16(h)) : __half2float(__ushort_as_half(h));
+    }
+    return x;
+}
+
+void close_pool(pool *p)
+{
+    cudaError_t e = cudaDeviceSynchronize();
+    if (!p->error) p->error = e;
+    if (p->error) fail(p->v, cudaGetErrorString(p->error));
+    for (int i = 0; i < p->n_host; i++) free(p->host[i]);
+    for (int i = 0; i < p->n_dev; i++) cudaFree(p->dev[i]);
+}
+
+/* kv_compare where the definition wrote; where it left the poison, so must the kernel. */
+void compare(pool *p, const char *what, size_t n, const float *got, const float *want, double tol)
+{
+    float *a = floats(p, n, 1), *b = floats(p, n, 1);
+    for (size_t i = 0; i < n; i++) {
+        const bool poison = isnan(want[i]);
+        a[i] = !poison ? got[i] : isnan(got[i]) ? 0 : 1e30f;
+        b[i] = poison ? 0 : want[i];
+    }
+    kv_compare(what, n, a, b, tol, p->v);
+}
+
+/* Six query heads on two KV heads, strides that leave gaps. */
+kv_cuda_attn shape_of(const kv_case *c, int bits, int out_bits)
+{
+    kv_cuda_attn a;
+    memset(&a, 0, sizeof a);
+    a.n_q_head = 6, a.n_kv_head = 2, a.d = (uint32_t)c->d;
+    a.n_row = (uint32_t)c->n_row, a.n_key = (uint32_t)c->n_key, a.row0 = (uint32_t)c->row0;
+    a.window = (uint32_t)c->window, a.scale = 1 / sqrtf((float)c->d), a.softcap = c->softcap;
+    a.bits = bits, a.out_bits = out_bits;
+    a.q_row = c->d + 8, a.q_head = a.q_row * c->n_row + 8;
+    a.kv_token = c->d + 16, a.kv_head = a.kv_token * (c->n_key + 2) + 8;
+    a.out_head = c->d, a.out_row = 6 * c->d + 8, a.lse_head = c->n_row + 3;
+    return a;
+}
+
+float query_factor(const kv_case *c)
+{
+    return c->kind == 2 ? 8.f : 1.f;
+}
+
+/* The row's columns of the largest p differ: are they as good as each other? Then both become 0. */
+void same_column(pool *p, const kv_cuda_attn *a, const float *q, const float *k, float *got, float *want)
+{
+    if (got[1] == want[1]) return;
+    double s[2] = {0, 0};
+    if (!(got[1] >= 0 && got[1] < (float)a->n_key)) {
+        fail(p->v, "column of the largest p is out of range");
+        return;
+    }
+    for (uint32_t i = 0; i < a->d; i++) {
+        s[0] += (double)q[i] * k[(size_t)got[1] * a->kv_token + i];
+        s[1] += (double)q[i] * k[(size_t)want[1] * a->kv_token + i];
+    }
+    if (!(s[0] * a->scale >= s[1] * a->scale - 1e-4)) fail(p->v, "column of the largest p is wrong");
+    got[1] = want[1];
+}
+
+enum { DECODE = 3 }; /* beside the KV_PATH values */
+
+int attend(const kv_cuda_attn *a, int path, const void *q, const void *k, const void *v, void *out, float *lse,
+           float *stat, void *scratch)
+{
+    return path == DECODE ? kv_decode_dev(a, q, k, v, out, lse, stat, scratch, 0)
+                          : kv_attention_path(a, path, q, k, v, out, lse, stat, 0);
+}
+
+/* A head's rows packed, as the definitions want them. */
+float *packed(pool *p, size_t n, size_t d, const float *x, size_t stride)
+{
+    float *y = floats(p, n * d, 1);
+    for (size_t r = 0; r < n; r++) memcpy(y + r * d, x + r * stride, d * sizeof *y);
+    return y;
+}
+
+kv_attn_shape host_shape(const kv_cuda_attn *a)
+{
+    kv_attn_shape s = {a->n_row, a->n_key, a->d, a->row0, a->window, a->scale, a->softcap};
+    return s;
+}
+
+template <int BITS, int PATH>
+void check_attention(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    for (int wide = 0; wide < 2; wide++) {
+        pool p = {v, seed + (uint64_t)wide};
+        kv_cuda_attn a = shape_of(c, BITS, wide ? 32 : BITS);
+        size_t n_q = 6 * a.q_head, n_kv = 2 * a.kv_head, n_out = a.n_row * a.out_row, n_lse = 6 * a.lse_head;
+        float *q = floats(&p, n_q, query_factor(c)), *k = floats(&p, n_kv, 1), *x = floats(&p, n_kv, 1);
+        void *dq = upload(&p, BITS, n_q, q), *dk = upload(&p, BITS, n_kv, k), *dv = upload(&p, BITS, n_kv, x);
+        void *out[2] = {device(&p, n_out * 4), device(&p, n_out * 4)}, *scratch = NULL;
+        float *lse[2] = {(float *)device(&p, n_lse * 4), (float *)device(&p, n_lse * 4)};
+        float *stat = (float *)device(&p, n_lse * 16);
+        if (PATH == DECODE) scratch = device(&p, kv_decode_scratch(&a));
+        for (int i = 0; i < 2 && !p.error; i++)
+            p.error = (cudaError_t)attend(&a, PATH, dq, dk, dv, out[i], lse[i], i ? NULL : stat, scratch);
+
+        float *got = download(&p, a.out_bits, n_out, out[0]), *got_lse = download(&p, 32, n_lse, lse[0]);
+        float *got_stat = download(&p, 32, 4 * n_lse, stat), *again = download(&p, a.out_bits, n_out, out[1]);
+        float *want = floats(&p, n_out, 0), *want_lse = floats(&p, n_lse, 0), *want_stat = floats(&p, 4 * n_lse, 0);
+        kv_attn_shape s = host_shape(&a);
+        for (size_t h = 0; h < 6; h++) {
+            float *hq = packed(&p, a.n_row, a.d, q + h * a.q_head, a.q_row);
+            float *hk = packed(&p, a.n_key, a.d, k + h / 3 * a.kv_head, a.kv_token);
+            float *hv = packed(&p, a.n_key, a.d, x + h / 3 * a.kv_head, a.kv_token);
+            if (!kv_attention_ref(&s, hq, hk, hv, want + h * a.out_head, a.out_row, want_lse + h * a.lse_head,
+                                  want_stat + 4 * h * a.lse_head))
+                fail(v, "kv_attention_ref failed");
+            for (size_t r = 0; r < a.n_row; r++)
+                same_column(&p, &a, hq + r * a.d, k + h / 3 * a.kv_head, got_stat + 4 * (h * a.lse_head + r),
+                            want_stat + 4 * (h * a.lse_head + r));
+            for (int i = 0; i < 3; i++) free(p.host[--p.n_host]);
+        }
+        /* a score of some tens in float is off by some 1e-6, and p by as much in proportion */
+        const double peaked = c->kind == 2 ? 4 : 1, exact = (BITS == 32 ? 5e-6 : 1e-5) * peaked;
+        const double tol = self->tol * (BITS == 32 ? peaked : 1);
+        compare(&p, "out", n_out, got, want, tol);
+        compare(&p, "out without stat", n_out, again, want, tol);
+        compare(&p, "lse", n_lse, got_lse, want_lse, exact);
+        compare(&p, "stat", 4 * n_lse, got_stat, want_stat, 4 * exact);
+        if (v->ok && !p.error) {
+            /* the same launch again: the same bytes */
+            p.error = (cudaError_t)attend(&a, PATH, dq, dk, dv, out[1], lse[1], stat, scratch);
+            float *twice = download(&p, a.out_bits, n_out, out[1]), *lse2 = download(&p, 32, n_lse, lse[1]);
+            if (memcmp(twice, got, n_out * sizeof *got)) fail(v, "two runs differ");
+            float *lse1 = download(&p, 32, n_lse, lse[0]);
+            if (memcmp(lse2, lse1, n_lse * sizeof *lse1)) fail(v, "lse of two runs differs");
+        }
+        close_pool(&p);
+    }
+}
+
+template <int BITS, int PATH> void check_colsum(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    kv_cuda_attn a = shape_of(c, BITS, 32);
+    kv_attn_shape s = host_shape(&a);
+    size_t n_q = 6 * a.q_head, n_kv = 2 * a.kv_head, n_lse = 6 * a.lse_head, ld = a.n_key + 5;
+    float *q = floats(&p, n_q, query_factor(c)), *k = floats(&p, n_kv, 1), *lse = floats(&p, n_lse, 0);
+    void *dq = upload(&p, BITS, n_q, q), *dk = upload(&p, BITS, n_kv, k);
+    double *acc = (double *)malloc(3 * 6 * ld * sizeof *acc), *want = acc + 6 * ld, *start = want + 6 * ld;
+    float *narrow[2] = {floats(&p, 6 * ld, 1), floats(&p, 6 * ld, 1)};
+    if (!acc) abort();
+    for (size_t i = 0; i < 6 * ld; i++) start[i] = want[i] = (double)(i % ld % 7) / 8;
+    for (size_t h = 0; h < 6; h++) {
+        float *hq = packed(&p, a.n_row, a.d, q + h * a.q_head, a.q_row);
+        float *hk = packed(&p, a.n_key, a.d, k + h / 3 * a.kv_head, a.kv_token);
+        float *o = floats(&p, a.n_row * a.d, 1);
+        if (!kv_attention_ref(&s, hq, hk, hk, o, a.d, lse + h * a.lse_head, NULL) ||
+            !kv_colsum_ref(&s, hq, hk, lse + h * a.lse_head, want + h * ld))
+            fail(v, "out of memory");
+        for (int i = 0; i < 3; i++) free(p.host[--p.n_host]);
+    }
+    float *d_lse = (float *)upload(&p, 32, n_lse, lse);
+    double *d_acc = (double *)device(&p, 6 * ld * sizeof *acc);
+    for (int run = 0; run < 2; run++) {
+        if (!p.error) p.error = cudaMemcpy(d_acc, start, 6 * ld * sizeof *acc, cudaMemcpyHostToDevice);
+        if (!p.error) p.error = (cudaError_t)kv_colsum_path(&a, PATH, dq, dk, d_lse, d_acc, ld, 0);
+        double *to = run ? start : acc;
+        if (!p.error) p.error = cudaMemcpy(to, d_acc, 6 * ld * sizeof *acc, cudaMemcpyDeviceToHost);
+    }
+    if (memcmp(acc, start, 6 * ld * sizeof *acc)) fail(v, "two runs differ");
+    for (size_t i = 0; i < 6 * ld; i++) narrow[0][i] = (float)acc[i], narrow[1][i] = (float)want[i];
+    kv_compare("acc", 6 * ld, narrow[0], narrow[1], self->tol * (c->kind == 2 ? 4 : 1), v);
+    free(acc);
+    close_pool(&p);
+}
+
+/* ---------------------------------------------------------------------------------------------- rows and elements */
+/* kind of these cases: the element type of the output */
+void check_rmsnorm(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, n = c->d, ld = n + 4;
+    float *x = floats(&p, m * ld, 3), *w = floats(&p, n, 1), *want = floats(&p, m * ld, 0), *w1 = floats(&p, n, 1);
+    for (size_t i = 0; i < n; i++) w1[i] = w[i] + 1;
+    for (size_t r = 0; r < m; r++) kv_rmsnorm_ref(1, n, x + r * ld, w1, 1e-5f, want + r * ld);
+    void *dx = upload(&p, 32, m * ld, x), *dw = upload(&p, 32, n, w), *dy = device(&p, m * ld * 4);
+    if (!p.error)
+        p.error = (cudaError_t)kv_rmsnorm_dev(m, n, (float *)dx, ld, (float *)dw, 1, 1e-5f, dy, c->kind, ld, 0);
+    compare(&p, "y", m * ld, download(&p, c->kind, m * ld, dy), want,
+            c->kind == 32   ? self->tol
+            : c->kind == 16 ? 6e-4
+                            : 5e-3);
+    close_pool(&p);
+}
+
+void check_layernorm(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, n = c->d;
+    float *x = floats(&p, m * n, 3), *w = floats(&p, n, 1), *b = floats(&p, n, 1), *want = floats(&p, m * n, 0);
+    for (size_t i = 0; i < m * n; i++) x[i] += 2;
+    kv_layernorm_dev_ref(m, n, x, w, b, 1e-5f, want);
+    void *dx = upload(&p, 32, m * n, x), *dw = upload(&p, 32, n, w), *db = upload(&p, 32, n, b);
+    void *dy = device(&p, m * n * 4);
+    if (!p.error)
+        p.error =
+            (cudaError_t)kv_layernorm_dev(m, n, (float *)dx, n, (float *)dw, (float *)db, 1e-5f, dy, c->kind, n, 0);
+    compare(&p, "y", m * n, download(&p, c->kind, m * n, dy), want,
+            c->kind == 32   ? self->tol
+            : c->kind == 16 ? 6e-4
+                            : 5e-3);
+    close_pool(&p);
+}
+
+/* n_row rows of n_key heads of d, window = rotated elements (0 none), softcap != 0: with bias and norm */
+void check_heads(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, nh = c->n_key, d = c->d, rot = c->window, ld = nh * d + 3, oh = (m + 2) * d;
+    const bool more = c->softcap > 0;
+    float *x = floats(&p, m * ld, 2), *bias = floats(&p, nh * d, 1), *w = floats(&p, d, 1);
+    float *freq = floats(&p, rot / 2 + 1, 1), *want = floats(&p, nh * oh, 0);
+    if (c->kind == 16) x[d / 2] = 3e5f;
+    for (size_t i = 0; i < rot / 2; i++) freq[i] = powf(1e4f, -2 * (float)i / (float)rot);
+    kv_heads_ref(m, nh, d, x, ld, more ? bias : NULL, more ? w : NULL, 1, 1e-6f, rot ? freq : NULL, 1.25f, c->row0, rot,
+                 want, 32, oh);
+    void *dx = upload(&p, 32, m * ld, x), *db = upload(&p, 32, nh * d, bias), *dw = upload(&p, 32, d, w);
+    void *df = upload(&p, 32, rot / 2 + 1, freq), *out = device(&p, nh * oh * 4), *over = device(&p, nh * 4);
+    float *table = (float *)device(&p, m * rot * 4 + 4);
+    if (!p.error) p.error = cudaMemset(over, 0, nh * 4);
+    if (!p.error && rot) p.error = (cudaError_t)kv_rope_table_dev(m, rot, c->row0, (float *)df, 1.25f, table, 0);
+    if (!p.error)
+        p.error = (cudaError_t)kv_heads_dev(m, nh, d, dx, 32, ld, more ? (float *)db : NULL, more ? (float *)dw : NULL,
+                                            1, 1e-6f, rot ? table : NULL, rot, out, c->kind, oh, (uint32_t *)over, 0);
+    float *got = download(&p, c->kind, nh * oh, out);
+    uint32_t lost[64] = {0}, expect = 0, total = 0;
+    if (!p.error && nh <= 64) p.error = cudaMemcpy(lost, over, nh * 4, cudaMemcpyDeviceToHost);
+    for (size_t i = 0; i < nh; i++) total += lost[i];
+    for (size_t i = 0; i < nh * oh; i++) {
+        float r = want[i];
+        kv_round_ref(c->kind, 1, &r);
+        if (isfinite(want[i]) && isinf(r)) expect++, got[i] = got[i] == r ? want[i] : 0;
+    }
+    if (total != expect) fail(v, "count of overflows differs");
+    compare(&p, "out", nh * oh, got, want, c->kind == 32 ? self->tol : c->kind == 16 ? 6e-4 : 5e-3);
+    close_pool(&p);
+}
+
+/* softcap 1: gelu; window 1: without up */
+void check_gate(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, n = c->d, ld = 2 * n;
+    const int act = c->softcap > 0 ? KV_GATE_GELU_TANH : KV_GATE_SILU;
+    float *x = floats(&p, m * ld, 10), *want = floats(&p, m * n, 0), *bias = floats(&p, n, 1), *g = floats(&p, n, 1);
+    void *dx = upload(&p, c->kind, m * ld, x), *db = upload(&p, 32, n, bias), *out = device(&p, m * n * 4);
+    for (size_t r = 0; r < m; r++) {
+        for (size_t i = 0; i < n; i++) g[i] = x[r * ld + i] + (c->window ? bias[i] : 0);
+        kv_gate_ref(n, act, g, c->window ? NULL : x + r * ld + n, want + r * n);
+    }
+    const size_t wide = c->kind == 32 ? 4 : 2;
+    if (!p.error)
+        p.error = (cudaError_t)kv_gate_dev(m, n, act, dx, c->window ? NULL : (char *)dx + n * wide, c->kind, ld,
+                                           c->window ? (float *)db : NULL, out, 32, 0);
+    compare(&p, "out", m * n, download(&p, 32, m * n, out), want, self->tol);
+    close_pool(&p);
+}
+
+/* add, length, cast, softcap and embed in one: each a line of its own */
+void check_elements(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, n = c->d;
+    float *x = floats(&p, m * n, 2), *y = floats(&p, m * n, 1), *b = floats(&p, n, 1), *want = floats(&p, m * n, 0);
+    float *norm = floats(&p, m, 1), *twice = floats(&p, m * n, 0);
+    void *dx = upload(&p, 32, m * n, x), *dy = upload(&p, c->kind, m * n, y), *db = upload(&p, 32, n, b);
+    void *dn = device(&p, m * 4), *dc = device(&p, m * n * 4), *over = device(&p, 4), *tok = device(&p, 4 * m);
+    for (size_t i = 0; i < m * n; i++) want[i] = x[i] + (y[i] + b[i % n]);
+    if (!p.error) p.error = (cudaError_t)kv_add_dev(m, n, (float *)dx, dy, c->kind, n, (float *)db, 0);
+    float *sum = download(&p, 32, m * n, dx);
+    compare(&p, "add", m * n, sum, want, self->tol);
+
+    for (size_t r = 0; r < m; r++) {
+        double q = 0;
+        for (size_t i = 0; i < n; i++) q += (double)sum[r * n + i] * sum[r * n + i];
+        norm[r] = (float)sqrt(q);
+    }
+    if (!p.error) p.error = (cudaError_t)kv_length_dev(m, n, (float *)dx, (float *)dn, 0);
+    compare(&p, "length", m, download(&p, 32, m, dn), norm, self->tol);
+
+    memcpy(twice, sum, m * n * sizeof *sum);
+    size_t lost = kv_round_ref(c->kind, m * n, twice);
+    uint32_t got_lost = 0;
+    if (!p.error) p.error = cudaMemset(over, 0, 4);
+    if (!p.error) p.error = (cudaError_t)kv_cast_dev(m * n, (float *)dx, dc, c->kind, (uint32_t *)over, 0);
+    if (!p.error) p.error = cudaMemcpy(&got_lost, over, 4, cudaMemcpyDeviceToHost);
+    if (got_lost != lost) fail(v, "count of overflows differs");
+    if (memcmp(download(&p, c->kind, m * n, dc), twice, m * n * sizeof *twice)) fail(v, "cast is not the rounding");
+
+    for (size_t i = 0; i < m * n; i++) want[i] = (float)(3 * tanh((double)sum[i] / 3));
+    if (!p.error) p.error = (cudaError_t)kv_softcap_dev(m * n, (float *)dx, 3, 0);
+    compare(&p, "softcap", m * n, download(&p, 32, m * n, dx), want, self->tol);
+
+    uint32_t *ids = (uint32_t *)floats(&p, m, 1); /* rows of y, backwards; the last beyond the table */
+    for (size_t r = 0; r < m; r++) ids[r] = (uint32_t)(r + 1 == m && m > 1 ? m : m - 1 - r);
+    for (size_t i = 0; i < m * n; i++) {
+        uint32_t id = ids[i / n];
+        want[i] = id < m ? y[id * n + i % n] * 2.5f : NAN;
+    }
+    if (!p.error) p.error = cudaMemcpy(tok, ids, 4 * m, cudaMemcpyHostToDevice);
+    if (!p.error)
+        p.error = (cudaError_t)kv_embed_dev(m, n, (uint32_t)m, (uint32_t *)tok, dy, c->kind, 2.5f, (float *)dx, 0);
+    compare(&p, "embed", m * n, download(&p, 32, m * n, dx), want, self->tol);
+    close_pool(&p);
+}
+
+/* n_row n_key d row0 window cap kind; kind 2 = peaked scores */
+const kv_case attn_cases[] = {
+    {1, 1, 64, 0, 0, 0, 0},          {130, 130, 64, 0, 0, 0, 0},     {257, 300, 128, 43, 0, 0, 2},
+    {300, 300, 128, 0, 0, 0, 0},     {64, 640, 128, 576, 0, 0, 0},   {200, 500, 128, 100, 0, 50, 2},
+    {300, 420, 128, 120, 150, 0, 0}, {200, 600, 64, 400, 256, 0, 2}, {150, 400, 64, 250, 17, 30, 2},
+    {70, 530, 80, 460, 0, 0, 0},     {129, 257, 96, 128, 0, 0, 0},   {100, 200, 16, 100, 0, 0, 0},
+    {90, 190, 24, 100, 0, 0, 2},     {65, 150, 48, 80, 33, 0, 0},    {140, 333, 256, 193, 0, 0, 0},
+    {70, 200, 256, 130, 64, 50, 2},  {20, 30, 64, 40, 16, 30, 0},    {9, 21, 7, 12, 0, 0, 0},
+    {5, 40, 128, 60, 0, 0, 0},       {12, 50, 320, 38, 0, 0, 0},     {385, 385, 72, 0, 1, 0, 0}};
+const kv_case decode_cases[] = {
+    {1, 1, 128, 0, 0, 0, 0},        {1, 64, 128, 63, 0, 0, 0},     {1, 5000, 128, 4999, 0, 0, 0},
+    {1, 20011, 64, 20010, 0, 0, 2}, {1, 3000, 80, 2999, 0, 50, 2}, {1, 2500, 256, 2499, 0, 0, 0},
+    {1, 700, 128, 699, 100, 0, 0},  {7, 900, 128, 893, 0, 0, 0},   {3, 400, 32, 397, 65, 0, 0},
+    {4, 333, 20, 329, 0, 0, 0},     {2, 100, 64, 150, 20, 0, 0}};
+const kv_case norm_cases[] = {{3, 0, 576, 0, 0, 0, 32},
+                              {2, 0, 4096, 0, 0, 0, 17},
+                              {5, 0, 37, 0, 0, 0, 16},
+                              {1, 0, 1, 0, 0, 0, 32},
+                              {300, 0, 896, 0, 0, 0, 32}};
+const kv_case heads_cases[] = {{70, 3, 64, 131000, 64, 0, 32}, {33, 5, 128, 4000, 128, 1, 17},
+                               {20, 2, 80, 61, 32, 1, 16},     {9, 4, 48, 0, 0, 0, 16},
+                               {1, 8, 256, 7, 256, 1, 32},     {11, 2, 7, 3, 4, 0, 32}};
+const kv_case gate_cases[] = {{3, 0, 1536, 0, 0, 0, 32},
+                              {2, 0, 14336, 0, 0, 1, 17},
+                              {5, 0, 37, 0, 1, 1, 16},
+                              {4, 0, 99, 0, 0, 0, 17},
+                              {3, 0, 64, 0, 1, 0, 32}};
+const kv_case element_cases[] = {{3, 0, 576, 0, 0, 0, 32}, {2, 0, 4096, 0, 0, 0, 17}, {5, 0, 37, 0, 0, 0, 16}};
+
+#define ROW(name, cls, tol, cases, check)                                                                              \
+    {                                                                                                                  \
+        name, cls, tol, cases, COUNT(cases), NULL, check                                                               \
+    }
+} // namespace
+
+/* Outputs of the 16-bit kernels: p is rounded before it meets v, and the output when it is stored. */
+extern const kv_kernel kv_cuda_table[] = {
+    ROW("attention f32", KV_CLOSE, 5e-6, attn_cases, (check_attention<32, KV_PATH_BEST>)),
+    ROW("attention bf16 plain", KV_CLOSE, 5e-3, attn_cases, (check_attention<17, KV_PATH_PLAIN>)),
+    ROW("attention bf16 mma", KV_CLOSE, 1e-2, attn_cases, (check_attention<17, KV_PATH_MMA>)),
+    ROW("attention f16 mma", KV_CLOSE, 1.5e-3, attn_cases, (check_attention<16, KV_PATH_MMA>)),
+    ROW("attention bf16", KV_CLOSE, 1e-2, attn_cases, (check_attention<17, KV_PATH_BEST>)),
+    ROW("attention f16", KV_CLOSE, 1.5e-3, attn_cases, (check_attention<16, KV_PATH_BEST>)),
+    ROW("decode bf16", KV_CLOSE, 1e-2, decode_cases, (check_attention<17, DECODE>)),
+    ROW("decode f16", KV_CLOSE, 1.5e-3, decode_cases, (check_attention<16, DECODE>)),
+    ROW("decode f32", KV_CLOSE, 5e-6, decode_cases, (check_attention<32, DECODE>)),
+    ROW("colsum f32", KV_CLOSE, 5e-6, attn_cases, (check_colsum<32, KV_PATH_BEST>)),
+    ROW("colsum bf16 plain", KV_CLOSE, 5e-6, attn_cases, (check_colsum<17, KV_PATH_PLAIN>)),
+    ROW("colsum bf16 mma", KV_CLOSE, 1e-5, attn_cases, (check_colsum<17, KV_PATH_MMA>)),
+    ROW("colsum f16 mma", KV_CLOSE, 1e-5, attn_cases, (check_colsum<16, KV_PATH_MMA>)),
+    ROW("colsum bf16", KV_CLOSE, 1e-5, attn_cases, (check_colsum<17, KV_PATH_BEST>)),
+    ROW("colsum f16", KV_CLOSE, 1e-5, attn_cases, (check_colsum<16, KV_PATH_BEST>)),
+    ROW("rmsnorm", KV_CLOSE, 1e-6, norm_cases, check_rmsnorm),
+    ROW("layernorm", KV_CLOSE, 2e-6, norm_cases, check_layernorm),
+    ROW("heads", KV_CLOSE, 2e-6, heads_cases, check_heads),
+    ROW("gate", KV_CLOSE, 2e-6, gate_cases, check_gate),
+    ROW("elements", KV_CLOSE, 1e-6, element_cases, check_elements),
+};
+extern const size_t kv_cuda_count = COUNT(kv_cuda_table);

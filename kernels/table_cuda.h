@@ -1,0 +1,18 @@
+/* table_cuda.h - the checks of the kernels of cuda.h, as rows of table.h with `check_cuda` alone. Empty without CUDA.
+ */
+#ifndef KV_TABLE_CUDA_H
+#define KV_TABLE_CUDA_H
+
+#include "kernels/table.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+extern const kv_kernel kv_cuda_table[];
+extern const size_t kv_cuda_count;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

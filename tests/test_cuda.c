@@ -1,0 +1,28 @@
+/* test_cuda.c - every device kernel of kernels/cuda.h against its definition (kernels/table_cuda.cu). Needs a device:
+ * without one, or in a build without CUDA, nothing was tested and the line at the end says so. */
+#include "kernels/table_cuda.h"
+#include "tests/check.h"
+
+int main(int argc, char **argv)
+{
+    const char *only = argc > 1 ? argv[1] : "";
+    char device[128];
+    if (!kv_cuda_device(device, sizeof device)) {
+        SKIP("no CUDA device: no device kernel was run");
+        printf("0 passed, 0 failed, %d skipped\n", kv_n_skip);
+        return 0;
+    }
+    for (size_t i = 0; i < kv_cuda_count; i++) {
+        const kv_kernel *k = &kv_cuda_table[i];
+        double worst = 0;
+        if (strncmp(k->name, only, strlen(only))) continue;
+        for (size_t c = 0; c < k->n_case; c++) {
+            kv_verdict v = {.ok = true};
+            k->check_cuda(k, &k->cases[c], 20261122u + c, &v);
+            CHECKF(v.ok, "%s on %s case %zu: %s", k->name, device, c, v.why);
+            if (v.worst > worst) worst = v.worst;
+        }
+        printf("%-22s %2zu cases, worst error %.2f of what is allowed\n", k->name, k->n_case, worst);
+    }
+    return kv_tally();
+}
