@@ -70,12 +70,13 @@ kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_e
  * signal came; KV_EUNSUPPORTED when rounding to the dtype overflowed (names layer and tensor). */
 kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const kv_engine_hook *hook, float *last_logits,
                         kv_error *err);
-/* Run the same n tokens, at positions row0 .. row0+n-1, in n_branch sequences that do not see each other, sharing every
- * weight load: row r * n_branch + b is token r of branch b. The engine's cache is neither read nor written; attention
- * is the hook's alone, which must attend in every layer: view.k and view.v hold the branches' own rows (kv_stride =
- * n * n_branch, in the same order), view.row0 = row0, view.n_key = row0 + n, view.n_row = n * n_branch, what comes
- * before row0 the hook knows. logits(): as in kv_engine_run, its row0 counting these rows from 0. KV_EMISUSE when the
- * hook leaves a layer undone; KV_EUNSUPPORTED where the backend has no branches. */
+/* Run n tokens, at positions row0 .. row0+n-1, in each of n_branch sequences that do not see each other, sharing every
+ * weight load: row r * n_branch + b is token r of branch b, and token [n][n_branch] lies in that order. The engine's
+ * cache is neither read nor written; attention is the hook's alone, which must attend in every layer: view.k and view.v
+ * hold the branches' own rows (kv_stride = n * n_branch, in the same order), view.row0 = row0, view.n_key = row0 + n,
+ * view.n_row = n * n_branch, what comes before row0 the hook knows. logits(): as in kv_engine_run, its row0 counting
+ * these rows from 0. KV_EMISUSE when the hook leaves a layer undone; KV_EUNSUPPORTED where the backend has no branches.
+ */
 kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
                              const kv_engine_hook *hook, kv_error *err);
 void kv_engine_reset(kv_engine *e); /* forget all rows */

@@ -154,34 +154,36 @@ static void angle_tables(cpu_engine *e, uint32_t row0, uint32_t n, uint32_t repe
     }
 }
 
+/* token [n * repeat], one a row; rows of one position stand together. */
 static void embed(cpu_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t repeat)
 {
     const kv_model_desc *d = &e->m->desc;
     for (size_t i = 0; i < (size_t)n * repeat; i++) {
-        const float *from = e->m->tok_embd.f32 + (size_t)token[i / repeat] * d->hidden;
+        const float *from = e->m->tok_embd.f32 + (size_t)token[i] * d->hidden;
         const float *pos = e->m->pos_embd.rows ? e->m->pos_embd.f32 + (row0 + i / repeat) * d->hidden : NULL;
         float *x = e->x + i * d->hidden;
         for (uint32_t c = 0; c < d->hidden; c++) x[c] = from[c] * d->embed_scale + (pos ? pos[c] : 0);
     }
 }
 
-/* Through all layers: n tokens, each in `repeat` rows. branches as in kv_cpu_layer. */
-static kv_status run_rows(cpu_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t repeat,
-                          uint32_t branches, const kv_engine_hook *hook, kv_error *err)
+/* Through all layers: n positions; one row each, or one in each of `branches`. */
+static kv_status run_rows(cpu_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t branches,
+                          const kv_engine_hook *hook, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
+    uint32_t repeat = branches ? branches : 1, rows = n * repeat;
     kv_status st;
 
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < rows; i++)
         if (token[i] >= d->n_vocab)
             return kv_fail(err, KV_EMISUSE, "token %u at position %u is not in the vocabulary of '%s' (%u tokens)",
-                           token[i], row0 + i, d->name, d->n_vocab);
-    if ((st = need_rows(e, n * repeat, err))) return st;
+                           token[i], row0 + i / repeat, d->name, d->n_vocab);
+    if ((st = need_rows(e, rows, err))) return st;
     embed(e, token, row0, n, repeat);
     angle_tables(e, row0, n, repeat);
     for (uint32_t l = 0; l < d->n_layer; l++) {
         if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal before layer %u", l);
-        if ((st = kv_cpu_layer(e, l, row0, n * repeat, branches, hook, err))) return st;
+        if ((st = kv_cpu_layer(e, l, row0, rows, branches, hook, err))) return st;
     }
     return KV_OK;
 }
@@ -195,7 +197,7 @@ static kv_status cpu_run(kv_engine *base, const uint32_t *token, uint32_t n, con
     if (!n || n > e->o.capacity - e->n_past || e->o.no_cache)
         return kv_fail(err, KV_EMISUSE, "cannot run %u tokens: the cache holds %u of %u", n, e->n_past,
                        e->o.no_cache ? 0 : e->o.capacity);
-    if ((st = run_rows(e, token, e->n_past, n, 1, 0, hook, err)) ||
+    if ((st = run_rows(e, token, e->n_past, n, 0, hook, err)) ||
         (st = run_logits(e, e->n_past, n, hook, last_logits, err)))
         return st;
     e->n_past += n;
@@ -217,7 +219,7 @@ static kv_status cpu_branches(kv_engine *base, const uint32_t *token, uint32_t r
         if ((st = kv_cpu_renew(&e->bk, rows, width, err)) || (st = kv_cpu_renew(&e->bv, rows, width, err))) return st;
         e->branch_rows = (uint32_t)rows;
     }
-    st = run_rows(e, token, row0, n, n_branch, n_branch, hook, err);
+    st = run_rows(e, token, row0, n, n_branch, hook, err);
     return st ? st : run_logits(e, 0, n * n_branch, hook, NULL, err);
 }
 

@@ -35,6 +35,28 @@ const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
      "slots (reindex=1) or keys are projected (select=mixdim): "
      "everywhere else it is 1 - recall",
      "design.md 4, metrics.md 1.2"},
+    {"delta_nll", "nats per token", "lower",
+     "nll with the evicted cache - nll with the full one, of the recorded tokens; mean over the predictions of tokens "
+     "P..N-1; needs --model",
+     "metrics.md 1.6 M5"},
+    {"kl", "nats per token", "lower", "KL(full || evicted) of the next token; mean over predictions; needs --model",
+     "metrics.md 1.6 M5"},
+    {"top1_agree", "share", "higher", "the most likely token is the full cache's; mean over predictions; needs --model",
+     "metrics.md 1.6 M5"},
+    {"top5_overlap", "share", "higher",
+     "share of the five most likely tokens that are the full cache's; mean over predictions; needs --model",
+     "metrics.md 1.6 M5"},
+    {"closed_head_error", "relative to ||o||", "lower",
+     "||o - o_hat|| / ||o|| with o_hat of the evicted model, errors of earlier layers included (layer 0: head_error); "
+     "mean over rows, query heads, layers; needs --model",
+     "metrics.md 2.1"},
+    {"stream_error", "relative to ||x||", "lower",
+     "||x - x_hat|| / ||x|| of the residual stream entering the block; mean over rows, layers; needs --model",
+     "metrics.md 2.1"},
+    {"nll_noise", "nats per token", "none",
+     "|nll of the full cache here - nll at capture|: the same model, its rows cut another way; mean over predictions. "
+     "No delta_nll inside it is a loss; needs --model",
+     "metrics.md 6.3 (9)"},
 };
 
 static int ascending(const void *a, const void *b)

@@ -20,8 +20,17 @@ typedef enum {
     KV_M_LAYER_ERROR,
     KV_M_AMBIGUOUS_SHARE,
     KV_M_TOTAL_VARIATION,
+    KV_M_DELTA_NLL, /* from here on: measured with the model (closed.h) */
+    KV_M_KL,
+    KV_M_TOP1_AGREE,
+    KV_M_TOP5_OVERLAP,
+    KV_M_CLOSED_HEAD_ERROR,
+    KV_M_STREAM_ERROR,
+    KV_M_NLL_NOISE,
     KV_M_COUNT
 } kv_metric_id;
+
+#define KV_M_CLOSED ((1u << KV_M_COUNT) - (1u << KV_M_DELTA_NLL)) /* bits of those that need the model */
 
 typedef struct {
     const char *name, *unit, *better, *formula, *source;

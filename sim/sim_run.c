@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "kernels/parallel.h"
+#include "sim/closed.h"
 #include "sim/commands.h"
 #include "sim/oracle.h"
 #include "sim/replay.h"
@@ -34,13 +35,15 @@ static const char HELP[] =
     "hands\n"
     "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
     "      --backend B       auto or cpu\n"
+    "      --model MODEL     run the model itself with the evicted cache: delta_nll, kl, top1_agree, top5_overlap\n"
     "\n"
     "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%,20% --db results.db\n"
     "  kv-sim run traces/samples/prose.kvt -p 'snapkv:window=16|32|64' -b auto --db results.db\n";
 
 typedef struct {
     kv_request rq;
-    const char *db, *metrics, *detail_name, *shard, *backend;
+    const char *db, *metrics, *detail_name, *shard, *backend, *model_path;
+    kv_model *model; /* NULL without --model */
     uint32_t jobs, shard_i, shard_n;
     unsigned wanted;
     int detail;
@@ -63,6 +66,7 @@ static kv_status resolve(options *o, kv_error *err)
         if (!strcmp(o->detail_name ? o->detail_name : "layer", DETAIL[d])) o->detail = d;
     if (o->detail < 0) return kv_fail(err, KV_EMISUSE, "--detail '%s': want run, layer or head", o->detail_name);
     o->wanted = o->metrics ? 0 : (1u << KV_M_COUNT) - 1;
+    if (!o->model_path) o->wanted &= ~KV_M_CLOSED;
     const char *names[KV_M_COUNT];
     for (int m = 0; m < KV_M_COUNT; m++) names[m] = kv_metric_defs[m].name;
     for (const char *p = o->metrics; p && *p;) {
@@ -79,6 +83,8 @@ static kv_status resolve(options *o, kv_error *err)
         o->wanted |= 1u << m;
         p += n + (p[n] == ',');
     }
+    if (!o->model_path && o->wanted & KV_M_CLOSED)
+        return kv_fail(err, KV_EMISUSE, "--metrics %s: delta_nll, kl and the like need --model MODEL", o->metrics);
     o->shard_n = 1;
     if (o->shard) {
         const char *slash = strchr(o->shard, '/');
@@ -131,6 +137,11 @@ static void tick(void *bar, size_t done)
     kv_progress_step(bar, (double)done, NULL);
 }
 
+static void closed_tick(void *bar, double done)
+{
+    kv_progress_step(bar, done, NULL);
+}
+
 /* Two specs that kept the same sets at every budget where something was chosen: usually an option that does nothing. */
 static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const char *path, kv_error *err)
 {
@@ -168,6 +179,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_scene sc = {0};
     kv_plan plan = {0};
     kv_replay rp = {0};
+    kv_closed closed = {0};
     kv_spec *spec = NULL;
     kv_point *point = NULL;
     kv_value *value = NULL;
@@ -212,7 +224,14 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         if (!st) st = kv_plan_counts(&plan, point[i].spec, &point[i].c, point[i].counts, err);
     }
     if (!st) st = kv_replay_run(&plan, point, n_point, o->wanted, o->jobs, tick, bar, &rp, err);
-    if (!st) st = kv_array(&value, kv_metric_room(sc.n_evict, sc.info->n_q_head), sizeof *value, err);
+    kv_progress_end(bar), bar = NULL;
+    if (!st && o->wanted & KV_M_CLOSED) {
+        bar = kv_progress_start("closed loop", 1, "");
+        st = kv_closed_run(&plan, point, n_point, o->model, o->jobs, closed_tick, bar, &closed, err);
+    }
+    if (!st)
+        st = kv_array(&value, kv_metric_room(sc.n_evict, sc.info->n_q_head) + KV_CLOSED_ROOM(sc.n_evict), sizeof *value,
+                      err);
     if (!st) st = kv_array(&number, sc.n_evict, sizeof *number, err);
     if (!st) st = kv_array(&tie, sc.n_evict, sizeof *tie, err);
     for (uint32_t l = 0; l < sc.n_evict && !st; l++) number[l] = sc.info->layer[sc.evict[l]];
@@ -270,10 +289,12 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         /* total variation is 1 - recall, and the distance of the means a quotient of the two errors, unless keys were
          * rotated anew or are only in part there */
         bool other = run.spec->reindex || run.spec->select == KV_SELECT_MIXDIM;
-        unsigned shown = o->wanted & ~(1u << (other ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
+        unsigned shown = o->wanted & ~KV_M_CLOSED & ~(1u << (other ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
         run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head,
                                        rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL, tie, number, sc.n_evict,
                                        sc.info->n_q_head, sc.n_row, shown, o->detail, value);
+        if (closed.n_point)
+            run.n_value += kv_closed_values(&closed, i, number, sc.n_evict, o->wanted, o->detail, value + run.n_value);
         if (!st && !run.n_value && shown)
             st = kv_fail(err, KV_ENOMEM, "out of memory");
         else if (!st)
@@ -290,6 +311,7 @@ out:
     if (open) kv_results_rollback(db);
     for (size_t i = 0; i < n_point; i++) free(point[i].counts);
     kv_replay_free(&rp);
+    kv_closed_free(&closed);
     kv_plan_free(&plan);
     free(spec), free(point), free(value), free(id), free(number), free(tie);
     kv_scene_close(&sc);
@@ -304,6 +326,7 @@ static kv_status look(const char *path, const options *o, kv_error *err)
     kv_scene sc = {0};
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
+    if (!st && o->model) st = kv_closed_check(o->model, &sc, err);
     kv_scene_close(&sc);
     kv_trace_close(t);
     return st;
@@ -323,6 +346,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                      {"shard", 0, KV_OPT_STR, &o.shard},
                      {"gap", 0, KV_OPT_FLAG, &o.gap},
                      {"backend", 0, KV_OPT_STR, &o.backend},
+                     {"model", 0, KV_OPT_STR, &o.model_path},
                      {"help", 'h', KV_OPT_FLAG, &help},
                      {0}};
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);
@@ -332,6 +356,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     }
     if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");
     if (!st) st = resolve(&o, err);
+    if (!st && o.model_path) st = kv_model_open(o.model_path, KV_WEIGHTS_F32, o.jobs, &o.model, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
     if (!st) st = kv_results_open(o.db, &db, err);
     kv_catch_signals();
@@ -347,6 +372,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                 o.n_old, o.db);
 out:
     kv_results_close(db);
+    kv_model_close(o.model);
     kv_request_free(&o.rq);
     kv_list_free(&rest);
     return st;

@@ -1,0 +1,262 @@
+/* closed_attend.c - what each branch sees in a layer: the prompt's entries its policy kept, and its own rows.
+ *
+ * Branches whose kept set does not change gather their keys once and attend to them in one call per query head. Where
+ * it changes from row to row (decode rules) the policy decides anew on this branch's queries and keys: the layer's
+ * arrays get the branch's rows in place of the trace's, and every row gathers what it sees. */
+#include "sim/closed_attend.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "sim/mixdim.h"
+#include "sim/reindex.h"
+
+typedef struct {
+    const kv_branches *b;
+    const kv_attn_view *a;
+    kv_layer l;
+    bool evicts;
+    /* of the branch at hand, when it has a schedule */
+    uint32_t branch;
+    const kv_schedule *sch;
+    kv_status *st; /* [tasks] */
+    kv_error *err;
+} attend;
+
+static size_t row_of(const attend *t, uint32_t r, uint32_t branch)
+{
+    return (size_t)r * t->b->n_branch + branch;
+}
+
+static float *out_of(const attend *t, uint32_t r, uint32_t branch, uint32_t h)
+{
+    return t->a->out + (row_of(t, r, branch) * t->l.n_q_head + h) * t->l.d;
+}
+
+/* Rows of one head of one branch, one behind the other. from: [heads][all rows][d]. */
+static void gather_rows(const attend *t, const float *from, size_t stride, uint32_t h, uint32_t branch, float *to)
+{
+    size_t d = t->l.d;
+    for (uint32_t r = 0; r < t->b->n_row; r++)
+        memcpy(to + r * d, from + (h * stride + row_of(t, r, branch)) * d, d * sizeof *to);
+}
+
+/* ------------------------------------------------------------------------------------------------ fixed sets */
+/* One (branch, KV head): its query heads attend to the kept entries of the prompt and the branch's own rows. */
+static kv_status attend_fixed(attend *t, uint32_t branch, uint32_t kv, kv_error *err)
+{
+    const kv_layer *l = &t->l;
+    const kv_scene *sc = l->scene;
+    uint32_t R = t->b->n_row, L = sc->n_cut, unit = UINT32_MAX;
+    size_t d = l->d, room = (size_t)L + R, n = 0;
+    const kv_point *p = branch && t->evicts ? t->b->point[branch - 1] : NULL;
+    const kv_ranking *rk = p ? &t->b->plan->ranking[t->b->plan->ranking_of[p->spec]] : NULL;
+    const float *K = l->k + (size_t)kv * sc->n_token * d, *V = l->v + (size_t)kv * sc->n_token * d;
+    float *k = NULL, *v = NULL, *q = NULL, *lse = NULL;
+    kv_status st = kv_array(&k, room * d, sizeof *k, err);
+    if (!st) st = kv_array(&v, room * d, sizeof *v, err);
+    if (!st) st = kv_array(&q, R * d, sizeof *q, err);
+    if (!st) st = kv_array(&lse, R, sizeof *lse, err);
+    for (uint32_t g = 0; g < l->group && !st; g++) {
+        uint32_t h = kv * l->group + g, u = !rk || rk->n_unit == 1 ? 0 : rk->n_unit == l->n_kv_head ? kv : h;
+        if (u != unit || !g) { /* per query head: another set for every head */
+            const uint32_t *order = rk ? rk->order + ((size_t)l->order * rk->n_unit + u) * L : NULL;
+            n = rk ? p->counts[(size_t)l->order * rk->n_unit + u] : L;
+            for (size_t i = 0; i < n; i++) {
+                size_t at = order ? order[i] : i;
+                memcpy(k + i * d, K + at * d, d * sizeof *k);
+                memcpy(v + i * d, V + at * d, d * sizeof *v);
+            }
+            gather_rows(t, t->a->k, t->a->kv_stride, kv, branch, k + n * d);
+            gather_rows(t, t->a->v, t->a->kv_stride, kv, branch, v + n * d);
+            unit = u;
+        }
+        gather_rows(t, t->a->q, t->a->n_row, h, branch, q);
+        uint32_t window = t->evicts ? 0 : sc->info->window[l->index];
+        kv_attn_shape s = {R, n + R, d, n, window, l->scale, l->softcap};
+        if (!kv_attention(&s, q, k, v, out_of(t, 0, branch, h), (size_t)t->b->n_branch * l->n_q_head * d, lse, NULL))
+            st = kv_fail(err, KV_ENOMEM, "out of memory");
+    }
+    free(k), free(v), free(q), free(lse);
+    return st;
+}
+
+static bool scheduled(const kv_branches *b, uint32_t branch)
+{
+    return branch && kv_schedule_used(b->plan, b->point[branch - 1]->spec);
+}
+
+static void fixed_task(void *ctx, size_t i)
+{
+    attend *t = ctx;
+    uint32_t branch = (uint32_t)(i / t->l.n_kv_head), kv = (uint32_t)(i % t->l.n_kv_head);
+    t->st[i] = t->evicts && scheduled(t->b, branch) ? KV_OK : attend_fixed(t, branch, kv, &t->err[i]);
+}
+
+/* ------------------------------------------------------------------------------------------------ changing sets */
+/* The branch's rows in place of the trace's: keys, values and queries behind the cut. */
+static void lend_rows(attend *t, uint32_t branch)
+{
+    kv_layer *l = &t->l;
+    const kv_scene *sc = l->scene;
+    size_t d = l->d, N = sc->n_token, skip = sc->row_first - sc->n_cut;
+    for (uint32_t h = 0; h < l->n_kv_head; h++) {
+        gather_rows(t, t->a->k, t->a->kv_stride, h, branch, l->k + (h * N + sc->n_cut) * d);
+        gather_rows(t, t->a->v, t->a->kv_stride, h, branch, l->v + (h * N + sc->n_cut) * d);
+    }
+    for (uint32_t h = 0; h < l->n_q_head; h++)
+        for (size_t r = 0; r < sc->n_row; r++)
+            memcpy(l->q_row + (h * (size_t)sc->n_row + r) * d,
+                   t->a->q + (h * (size_t)t->a->n_row + row_of(t, (uint32_t)(skip + r), branch)) * d,
+                   d * sizeof *l->q_row);
+}
+
+/* Row r (position n_cut + r) of query head h over the positions list[0..n). */
+static kv_status attend_row(attend *t, uint32_t r, uint32_t h, const uint32_t *list, uint32_t n, float *k, float *v,
+                            float *p, double *weight, kv_error *err)
+{
+    const kv_layer *l = &t->l;
+    const kv_scene *sc = l->scene;
+    const kv_schedule *sch = t->sch;
+    uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
+    size_t d = l->d, kv = (size_t)(h / l->group) * sc->n_token * d;
+    const float *q = t->a->q + (h * (size_t)t->a->n_row + row_of(t, r, t->branch)) * d;
+    float *out = out_of(t, r, t->branch, h), lse;
+    bool reindex = t->b->plan->spec[t->b->point[t->branch - 1]->spec].reindex;
+    if ((reindex || sch->k) && row >= sc->row_first) {
+        const float *V = sch->v ? sch->v + kv : l->v + kv;
+        kv_attn_shape full = {1, (size_t)row + 1, d, row, 0, l->scale, l->softcap};
+        double distance;
+        if (!kv_probs(&full, q, l->k + kv, p)) return kv_fail(err, KV_ENOMEM, "out of memory");
+        kv_status st = KV_OK;
+        if (sch->k)
+            kv_mixdim_row(l, h, measured, sch->k + kv, list, n, p, weight, &distance);
+        else
+            st = kv_reindex_row(l, h, measured, list, n, p, weight, &distance, err);
+        for (size_t j = 0; j < d && !st; j++) {
+            double x = 0;
+            for (uint32_t i = 0; i < n; i++) x += weight[i] * V[list[i] * d + j];
+            out[j] = (float)x;
+        }
+        return st;
+    }
+    for (uint32_t i = 0; i < n && h % l->group == 0; i++) {
+        memcpy(k + i * d, l->k + kv + list[i] * d, d * sizeof *k);
+        memcpy(v + i * d, l->v + kv + list[i] * d, d * sizeof *v);
+    }
+    kv_attn_shape s = {1, n, d, n - 1, 0, l->scale, l->softcap};
+    return kv_attention(&s, q, k, v, out, d, &lse, NULL) ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory");
+}
+
+/* One KV head of the branch at hand. */
+static kv_status attend_changing(attend *t, uint32_t kv, kv_error *err)
+{
+    const kv_layer *l = &t->l;
+    const kv_scene *sc = l->scene;
+    size_t N = sc->n_token, d = l->d;
+    uint32_t *list = NULL, U = t->sch->n_unit;
+    float *k = NULL, *v = NULL, *p = NULL;
+    double *weight = NULL;
+    kv_status st = kv_array(&list, N, sizeof *list, err);
+    if (!st) st = kv_array(&k, N * d, sizeof *k, err);
+    if (!st) st = kv_array(&v, N * d, sizeof *v, err);
+    if (!st) st = kv_array(&p, N, sizeof *p, err);
+    if (!st) st = kv_array(&weight, N, sizeof *weight, err);
+    for (uint32_t r = 0; r < t->b->n_row && !st; r++)
+        for (uint32_t g = 0; g < l->group && !st; g++) {
+            uint32_t h = kv * l->group + g, u = U == 1 ? 0 : U == l->n_kv_head ? kv : h, n = 0;
+            uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
+            /* Rows of the question, behind a cut at the context, see what the cut left and each other. */
+            for (uint32_t i = 0; i <= row; i++)
+                if ((row < sc->row_first && i >= sc->n_cut) || kv_schedule_visible(t->sch, sc, u, i, measured))
+                    list[n++] = i;
+            if (U > l->n_kv_head && g) { /* a set of its own: gather again */
+                size_t base = (size_t)kv * N * d;
+                for (uint32_t i = 0; i < n; i++) {
+                    memcpy(k + i * d, l->k + base + list[i] * d, d * sizeof *k);
+                    memcpy(v + i * d, l->v + base + list[i] * d, d * sizeof *v);
+                }
+            }
+            st = attend_row(t, r, h, list, n, k, v, p, weight, err);
+        }
+    free(list), free(k), free(v), free(p), free(weight);
+    return st;
+}
+
+static void changing_task(void *ctx, size_t i)
+{
+    attend *t = ctx;
+    t->st[i] = attend_changing(t, (uint32_t)i, &t->err[i]);
+}
+
+/* ------------------------------------------------------------------------------------------------ errors */
+static double distance(size_t n, const float *a, const float *b)
+{
+    double base = 0;
+    for (size_t i = 0; i < n; i++) base += (double)a[i] * (double)a[i];
+    return base > 0 ? sqrt(kv_diff_squares(n, a, b, NULL) / base) : 0;
+}
+
+/* One branch: means over the rows P..N-1. */
+static void error_task(void *ctx, size_t i)
+{
+    attend *t = ctx;
+    const kv_scene *sc = t->l.scene;
+    uint32_t branch = (uint32_t)i + 1, skip = sc->row_first - sc->n_cut;
+    size_t hidden = sc->info->hidden, at = i * sc->n_evict + t->l.order;
+    double head = 0, stream = 0;
+    for (uint32_t r = skip; r < t->b->n_row; r++) {
+        for (uint32_t h = 0; h < t->l.n_q_head; h++)
+            head += distance(t->l.d, out_of(t, r, 0, h), out_of(t, r, branch, h));
+        stream += distance(hidden, t->a->x + row_of(t, r, 0) * hidden, t->a->x + row_of(t, r, branch) * hidden);
+    }
+    t->b->head_error[at] = head / ((double)sc->n_row * t->l.n_q_head);
+    t->b->stream_error[at] = stream / sc->n_row;
+}
+
+static kv_status first_failure(const attend *t, size_t n, kv_error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (t->st[i]) return *err = t->err[i], t->st[i];
+    return KV_OK;
+}
+
+kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_error *err)
+{
+    const kv_scene *sc = b->plan->scene;
+    attend t = {.b = b, .a = a};
+    size_t n_task = (size_t)b->n_branch * sc->info->n_kv_head;
+    uint32_t e = 0;
+    bool schedules = false;
+    while (e < sc->n_evict && sc->evict[e] != a->layer) e++;
+    t.evicts = e < sc->n_evict;
+    for (uint32_t i = 1; i < b->n_branch; i++) schedules |= t.evicts && scheduled(b, i);
+    kv_scene whole = *sc; /* a layer that does not evict is loaded as if it were the only one that does */
+    uint32_t index = a->layer;
+    if (!t.evicts) whole.evict = &index, whole.n_evict = 1;
+    kv_status st = kv_layer_load(t.evicts ? sc : &whole, t.evicts ? e : 0,
+                                 schedules ? KV_NEED_FUTURE | b->plan->needs : 0, b->plan->max_window, &t.l, err);
+    if (!st) st = kv_array(&t.st, n_task, sizeof *t.st, err);
+    if (!st) st = kv_array(&t.err, n_task, sizeof *t.err, err);
+    if (!st) {
+        kv_parallel(n_task, b->threads, fixed_task, &t);
+        st = first_failure(&t, n_task, err);
+    }
+    for (uint32_t i = 1; i < b->n_branch && schedules && !st; i++) {
+        kv_schedule sch;
+        const kv_point *p = b->point[i - 1];
+        if (!scheduled(b, i)) continue;
+        lend_rows(&t, i);
+        if ((st = kv_schedule_make(b->plan, p->spec, &p->c, p->counts, &t.l, &sch, err))) break;
+        t.branch = i, t.sch = &sch;
+        kv_parallel(t.l.n_kv_head, b->threads, changing_task, &t);
+        st = first_failure(&t, t.l.n_kv_head, err);
+        kv_schedule_free(&sch);
+    }
+    if (!st && t.evicts) kv_parallel(b->n_branch - 1, b->threads, error_task, &t);
+    free(t.st), free(t.err);
+    kv_layer_free(&t.l);
+    return st;
+}
