@@ -39,6 +39,8 @@ run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/mo
 for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}"; done
 for c in tests/golden/metrics/*/; do run "metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" tests/golden/policies "${c%/}"; done
 
+if [ -f $model ]; then run closed-loop python3 tests/golden/drive_closed.py "$bin" $model tests/golden/closed-loop/smollm2_*; fi
+
 if [ -d $golden ]; then
     run shared-models python3 tests/golden/drive_models.py "$bin" $golden/models gguf --only llama256
     for c in $golden/policies/case*/; do run "shared-kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --sample 60; done
@@ -46,6 +48,7 @@ if [ -d $golden ]; then
     if [ -f $model ]; then
         run tokenizer python3 tests/golden/drive_models.py "$bin" $golden/models tokenizer --model $model
         run smollm2 python3 tests/smollm2_check.py "$bin" $golden/models/smollm2 $model
+        run shared-closed-loop python3 tests/golden/drive_closed.py "$bin" $model $golden/closed-loop/smollm2_pub_code*
     fi
 fi
 if [ ! -f $model ]; then
