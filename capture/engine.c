@@ -21,6 +21,22 @@ kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0,
     return e->ops->branches(e, token, row0, n, n_branch, hook, err);
 }
 
+kv_status kv_engine_resize(kv_engine *e, uint32_t capacity, kv_error *err)
+{
+    if (!e->ops->resize) return kv_fail(err, KV_EUNSUPPORTED, "this engine keeps the size it was opened with");
+    return e->ops->resize(e, capacity, err);
+}
+
+kv_engine_usage kv_engine_get_usage(const kv_engine *e)
+{
+    return e->ops->usage ? e->ops->usage(e) : (kv_engine_usage){.backend = "cpu"};
+}
+
+bool kv_engine_memory(const kv_engine *e, kv_trace_memory *out)
+{
+    return e->ops->memory && e->ops->memory(e, out);
+}
+
 void kv_engine_reset(kv_engine *e)
 {
     e->ops->reset(e);

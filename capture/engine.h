@@ -8,6 +8,7 @@
 #define KV_ENGINE_H
 
 #include "capture/model.h"
+#include "traces/trace.h"
 
 /* What happened in one layer's attention. Pointers are valid during the call only. */
 typedef struct {
@@ -22,14 +23,21 @@ typedef struct {
     float *out;           /* [n_row][q_heads*head_dim] attention output before W_O */
     const float *lse;     /* [q_heads][n_row]; NULL in `attend` */
     const float *stat;    /* [q_heads][n_row][4] when want() asked for it, else NULL */
+    /* Not NULL: the arrays above are on a device and their pointers NULL. This hands out, as blocks of a trace, rows of
+     * q, k, v in the engine's dtype; lse, rowstat, xnorm, colsum and colsum_ctx as f32 (those that want() asked for);
+     * rows of map and map_window as f16; w_o of the layer in the engine's dtype. Valid until the next layer's record()
+     * returns; copies begun go on. */
+    const kv_trace_source *device;
 } kv_attn_view;
 
-enum { KV_WANT_STAT = 1 };
+enum { KV_WANT_STAT = 1, KV_WANT_SUMS = 2 };
 
 typedef struct {
     void *ctx;
-    /* What this hook needs of a layer beyond q, k, v, lse (KV_WANT_*). NULL = nothing. */
+    /* What this hook needs of a layer beyond q, k, v, lse (KV_WANT_*). NULL = nothing. Engines whose views are in
+     * memory leave column sums to the hook. */
     unsigned (*want)(void *ctx, uint32_t layer);
+    uint32_t n_prompt, n_context; /* cut points of KV_WANT_SUMS: sums over rows 0..n_prompt-1, 0..n_context-1 */
     /* In place of the engine's attention: fill a->out and set *done; leave *done false for the usual attention. NULL =
      * never. */
     kv_status (*attend)(void *ctx, const kv_attn_view *a, bool *done, kv_error *err);
@@ -38,6 +46,10 @@ typedef struct {
     /* Logits of rows row0..row0+n_row-1 of the sequence, [n_row][n_vocab], in blocks of ascending rows. NULL = only
      * what kv_engine_run returns. */
     kv_status (*logits)(void *ctx, uint32_t row0, uint32_t n_row, const float *logits, kv_error *err);
+    /* Both or none. An engine that can may call nll() in place of logits() for rows of a call that wants_logits() says
+     * no to and whose next token is in the call too: their -ln p(next token). Rows still come in ascending order. */
+    bool (*wants_logits)(void *ctx, uint32_t row);
+    kv_status (*nll)(void *ctx, uint32_t row0, uint32_t n_row, const float *nll, kv_error *err);
 } kv_engine_hook;
 
 typedef struct {
@@ -45,7 +57,20 @@ typedef struct {
     uint32_t threads;  /* results do not depend on it */
     uint32_t capacity; /* tokens the cache must hold: the longest sequence */
     bool no_cache;     /* only kv_engine_branches will be called: no cache is allocated */
+    uint32_t gpus;     /* CUDA: devices that share the layers, 0 = one; results do not depend on it */
+    uint32_t chunk;    /* CUDA: rows computed at a time, 0 = 4096; the last bits may depend on it */
 } kv_engine_options;
+
+/* Where an engine's time and memory went. */
+typedef struct {
+    const char *backend; /* "cpu", "cuda" */
+    char device[64];     /* "NVIDIA H200", "" */
+    uint32_t n_device;
+    double compute_s, copy_s;           /* busy seconds on the device; 0 on the CPU */
+    uint64_t weight_bytes, cache_bytes; /* of all devices together, as the next */
+    uint64_t device_bytes;              /* most that this engine held, weights and cache included */
+    uint64_t device_used;               /* what the driver said was in use, by everybody, after the run */
+} kv_engine_usage;
 
 /* An engine is one of several implementations: its struct begins with a kv_engine, whose table the functions below
  * call. */
@@ -56,7 +81,10 @@ typedef struct {
     void (*reset)(kv_engine *e);
     void (*close)(kv_engine *e);
     kv_status (*branches)(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
-                          const kv_engine_hook *hook, kv_error *err); /* NULL: not in this backend */
+                          const kv_engine_hook *hook, kv_error *err);    /* NULL: not in this backend */
+    kv_status (*resize)(kv_engine *e, uint32_t capacity, kv_error *err); /* the rest may be NULL */
+    kv_engine_usage (*usage)(const kv_engine *e);
+    bool (*memory)(const kv_engine *e, kv_trace_memory *out);
 } kv_engine_ops;
 struct kv_engine {
     const kv_engine_ops *ops;
@@ -65,6 +93,11 @@ struct kv_engine {
 /* Backends. The model is borrowed and must outlive the engine; the CPU needs KV_WEIGHTS_F32. KV_ENOMEM before anything
  * is run when the cache does not fit. */
 kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err);
+/* Computes in the dtype: products of bf16 or f16 with f32 sums, or all in f32. Takes KV_WEIGHTS_STORED (or F32):
+ * weights are expanded on their way to the device. Of the hook, attend() is refused, and views are on the device.
+ * KV_EUNSUPPORTED without a device or for a step it does not have; KV_EIO when the device fails, and then the engine
+ * can only be closed. Same input and same kind of device, same bytes, whatever `gpus`. */
+kv_status kv_engine_open_cuda(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err);
 
 /* Run n more tokens. last_logits NULL or [n_vocab]: logits of the last row. KV_EINTERRUPTED between two layers when a
  * signal came; KV_EUNSUPPORTED when rounding to the dtype overflowed (names layer and tensor). */
@@ -80,6 +113,11 @@ kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const k
 kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
                              const kv_engine_hook *hook, kv_error *err);
 void kv_engine_reset(kv_engine *e); /* forget all rows */
+/* Forget all rows and make room for at least `capacity`. KV_EUNSUPPORTED: open another engine. */
+kv_status kv_engine_resize(kv_engine *e, uint32_t capacity, kv_error *err);
+kv_engine_usage kv_engine_get_usage(const kv_engine *e);
+/* The memory that copies from this engine are fastest to; false: any. */
+bool kv_engine_memory(const kv_engine *e, kv_trace_memory *out);
 void kv_engine_close(kv_engine *e); /* NULL accepted */
 /* -ln p(target[r] | row r) for rows of logits [n_row][n_vocab], in double log-sum-exp. */
 void kv_nll_rows(uint32_t n_row, uint32_t n_vocab, const float *logits, const uint32_t *target, float *nll);

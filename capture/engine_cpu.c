@@ -225,7 +225,7 @@ static kv_status cpu_branches(kv_engine *base, const uint32_t *token, uint32_t r
 
 kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_engine **out, kv_error *err)
 {
-    static const kv_engine_ops ops = {cpu_run, cpu_reset, cpu_close, cpu_branches};
+    static const kv_engine_ops ops = {.run = cpu_run, .reset = cpu_reset, .close = cpu_close, .branches = cpu_branches};
     const kv_model_desc *d = &m->desc;
     size_t per_head, per_layer, total;
     cpu_engine *e = NULL;

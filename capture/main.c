@@ -7,6 +7,7 @@
 #include "capture/model.h"
 #include "capture/run.h"
 #include "capture/tokenizer.h"
+#include "kernels/gpu.h"
 #include "kernels/parallel.h"
 #include "traces/cli.h"
 
@@ -39,13 +40,17 @@ static const char help[] =
     "      --decode N          tokens after the prompt: of the continuation, else chosen greedily\n"
     "      --record LEVEL      qkv (default), obs, stats, tokens\n"
     "      --maps window[:W]|full  attention maps too: the last W (64) prompt rows, or all rows\n"
-    "      --dtype T           f16 (default), bf16, f32: Q, K and V are rounded to it before they are used\n"
+    "      --dtype T           f16 (default), bf16, f32: Q, K and V are rounded to it before they are used; on CUDA "
+    "the\n"
+    "                          model computes in it (default there: bf16 for bf16 weights)\n"
     "      --wo W              W_O: auto (default), embed, none, or a side file to share\n"
     "      --layers L          record only these, as 0,3,7 or 0:8\n"
-    "      --backend B         auto, cpu, cuda;  --gpus N\n"
+    "      --backend B         auto (CUDA where there is a device), cpu, cuda;  --gpus N: layers spread over N "
+    "devices\n"
     "      --threads N         default: all cores; the trace does not depend on it\n"
     "      --max-bytes B       refuse a larger trace (default 50GB before compression)\n"
-    "      --dry-run           print the size of every stream and stop; --json for programs\n"
+    "      --dry-run           print the size of every stream and stop\n"
+    "      --json              sizes, or what was done: seconds, bytes, memory, how busy each stage was\n"
     "      --logits F.npy      logits as float32 [rows, vocabulary]; --logits-rows 0,1,100:110\n"
     "      --help, --version\n"
     "\n"
@@ -119,6 +124,7 @@ typedef struct {
     kv_capture_request q;
     uint32_t *layer, *logit_row;
     char wo_sha256[65];
+    kv_engine *engine;
 } request;
 
 static kv_status parse_request(const options *o, request *r, kv_error *err)
@@ -130,16 +136,24 @@ static kv_status parse_request(const options *o, request *r, kv_error *err)
     q->threads = o->threads ? o->threads : kv_cpu_count();
     if (!kv_record_parse(o->record, &q->level))
         return kv_fail(err, KV_EMISUSE, "--record '%s': use qkv, obs, stats or tokens", o->record);
-    if (!kv_dtype_parse(o->dtype, &q->dtype) || (q->dtype != KV_F32 && q->dtype != KV_F16 && q->dtype != KV_BF16))
+    q->dtype = KV_F16;
+    if ((o->dtype && !kv_dtype_parse(o->dtype, &q->dtype)) ||
+        (q->dtype != KV_F32 && q->dtype != KV_F16 && q->dtype != KV_BF16))
         return kv_fail(err, KV_EMISUSE, "--dtype '%s': use f16, bf16 or f32", o->dtype);
     if ((st = parse_maps(o->maps, q, err))) return st;
     if (o->maps && q->level == KV_RECORD_TOKENS)
         return kv_fail(err, KV_EMISUSE, "--maps needs --record stats, obs or qkv");
     if (strcmp(o->backend, "auto") && strcmp(o->backend, "cpu") && strcmp(o->backend, "cuda"))
         return kv_fail(err, KV_EMISUSE, "--backend '%s': use auto, cpu or cuda", o->backend);
-    if (!strcmp(o->backend, "cuda"))
-        return kv_fail(err, KV_EUNSUPPORTED, "--backend cuda: built without the CUDA engine; use --backend cpu");
-    if (o->gpus) return kv_fail(err, KV_EMISUSE, "--gpus %u needs --backend cuda", o->gpus);
+    int devices = strcmp(o->backend, "cpu") ? kv_gpu_count() : 0;
+    if (!strcmp(o->backend, "cuda") && !devices)
+        return kv_fail(err, KV_EUNSUPPORTED,
+                       "--backend cuda: no CUDA device that this build can use; use --backend cpu");
+    if (o->gpus && !strcmp(o->backend, "cpu"))
+        return kv_fail(err, KV_EMISUSE, "--gpus %u needs --backend cuda", o->gpus);
+    if (o->gpus > (uint32_t)devices)
+        return kv_fail(err, KV_EUNSUPPORTED, "--gpus %u: %d CUDA devices that this build can use", o->gpus, devices);
+    q->cuda = devices > 0, q->gpus = o->gpus, q->engine = &r->engine;
     if (o->logits_rows && !o->logits) return kv_fail(err, KV_EMISUSE, "--logits-rows needs --logits FILE");
     if (o->logits_rows && (st = parse_rows("logits-rows", o->logits_rows, &r->logit_row, &q->n_logit_row, err)))
         return st;
@@ -269,17 +283,29 @@ typedef struct {
     kv_prompts set;
     bool *keep;
     size_t n_keep;
-    bool folder;   /* -o is a folder */
-    json_t *plans; /* --dry-run --json */
+    bool folder;  /* -o is a folder */
+    json_t *list; /* --json: what was planned or done, a prompt each */
     bool warned;
     uint32_t n_done, n_skipped;
 } batch;
+
+/* On a device the default is what it computes in: as the file has its weights, else f16, which holds more digits. */
+static kv_status open_light(batch *b, kv_error *err)
+{
+    kv_capture_request *q = &b->r.q;
+    kv_status st = kv_model_open(b->o->model, KV_WEIGHTS_NONE, q->threads, &b->light, err);
+    if (st || b->o->dtype) return st;
+    const kv_tensor *t = &b->light->layer[0].wq;
+    if (q->cuda && (t->random > 0 || (t->type && !strcmp(t->type->name, "BF16")))) q->dtype = KV_BF16;
+    return KV_OK;
+}
 
 static kv_status need_model(batch *b, kv_error *err)
 {
     kv_status st;
     if (b->full) return KV_OK;
-    if ((st = kv_model_open(b->o->model, KV_WEIGHTS_F32, b->r.q.threads, &b->full, err))) return st;
+    kv_weights w = b->r.q.cuda ? KV_WEIGHTS_STORED : KV_WEIGHTS_F32;
+    if ((st = kv_model_open(b->o->model, w, b->r.q.threads, &b->full, err))) return st;
     memcpy(b->full->desc.sha256, b->light->desc.sha256, sizeof b->full->desc.sha256);
     return KV_OK;
 }
@@ -301,6 +327,32 @@ static void print_result(const kv_job *j, const char *path, const kv_capture_res
     fputs(" -> ", stderr);
     print_bytes(stderr, res->stored);
     fprintf(stderr, " (%.2fx), %s\n", res->stored ? (double)res->raw / (double)res->stored : 1, path);
+    const kv_engine_usage *e = &res->engine;
+    if (!e->n_device) return;
+    fputs("kv-capture: ", stderr);
+    for (int i = 0; i < KV_STAGE_COUNT; i++)
+        fprintf(stderr, "%s %.0f%%%s", kv_stage_name((kv_stage)i), 100 * res->busy[i],
+                i + 1 < KV_STAGE_COUNT ? ", " : "");
+    fprintf(stderr, " busy: limited by %s (%u threads compress)\n", kv_stage_name(res->limit), res->threads);
+    fprintf(stderr, "kv-capture: device memory %.2f GiB: weights %.2f, cache %.2f and %.1f%% more; %u x %s\n",
+            (double)e->device_bytes / 0x1p30, (double)e->weight_bytes / 0x1p30, (double)e->cache_bytes / 0x1p30,
+            100 * ((double)e->device_bytes / (double)(e->weight_bytes + e->cache_bytes) - 1), e->n_device, e->device);
+}
+
+static json_t *result_json(const kv_job *j, const char *path, const kv_capture_result *res)
+{
+    const kv_engine_usage *e = &res->engine;
+    json_t *busy = json_object();
+    for (int i = 0; i < KV_STAGE_COUNT; i++)
+        json_object_set_new(busy, kv_stage_name((kv_stage)i), json_real(res->busy[i]));
+    return json_pack("{s:s,s:s,s:i,s:f,s:f,s:f,s:I,s:I,s:o,s:s,s:i,s:{s:s,s:s,s:i,s:I,s:I,s:I,s:I}}", "id", j->id,
+                     "path", path, "tokens", (int)j->n_token, "seconds", res->run_s, "model_seconds", res->model_s,
+                     "load_seconds", res->load_s, "raw_bytes", (json_int_t)res->raw, "stored_bytes",
+                     (json_int_t)res->stored, "busy", busy, "limited_by",
+                     e->backend ? kv_stage_name(res->limit) : "disk", "threads", (int)res->threads, "engine", "backend",
+                     e->backend ? e->backend : "none", "device", e->device, "devices", (int)e->n_device, "weight_bytes",
+                     (json_int_t)e->weight_bytes, "cache_bytes", (json_int_t)e->cache_bytes, "device_bytes",
+                     (json_int_t)e->device_bytes, "device_used_bytes", (json_int_t)e->device_used);
 }
 
 static kv_status run_job(batch *b, kv_job *j, kv_error *err)
@@ -313,8 +365,8 @@ static kv_status run_job(batch *b, kv_job *j, kv_error *err)
 
     if (st) return st;
     if (b->o->dry_run) {
-        if (b->plans)
-            json_array_append_new(b->plans, plan_json(&p, j));
+        if (b->list)
+            json_array_append_new(b->list, plan_json(&p, j));
         else
             print_plan(&p, j, q);
         goto out;
@@ -344,6 +396,7 @@ static kv_status run_job(batch *b, kv_job *j, kv_error *err)
     warn_length(b, j);
     if ((st = need_model(b, err)) || (st = kv_capture_plan_run(&p, b->full, q, j, path, &res, err))) goto out;
     print_result(j, path, &res);
+    if (b->list) json_array_append_new(b->list, result_json(j, path, &res));
     b->n_done++;
 out:
     free(path);
@@ -378,7 +431,6 @@ static kv_status check_options(const options *o, const kv_list *rest, kv_error *
     if (o->prompt_tokens && !o->tokens) return kv_fail(err, KV_EMISUSE, "--prompt-tokens needs --tokens");
     if (o->chat && o->tokens) return kv_fail(err, KV_EMISUSE, "--chat is for text, not for --tokens");
     if (o->special && o->tokens) return kv_fail(err, KV_EMISUSE, "--special is for text, not for --tokens");
-    if (o->json && !o->dry_run) return kv_fail(err, KV_EMISUSE, "run: --json needs --dry-run");
     return KV_OK;
 }
 
@@ -414,15 +466,14 @@ static kv_status run_batch(batch *b, kv_error *err)
     if (o->tokens) {
         kv_job j = {0};
         if (!o->dry_run) b->folder = is_folder(o->output);
-        if ((st = kv_model_open(o->model, KV_WEIGHTS_NONE, b->r.q.threads, &b->light, err))) return st;
+        if ((st = open_light(b, err))) return st;
         if (!o->dry_run && (st = kv_model_hash(b->light, err))) return st;
         st = kv_job_from_tokens(b->light, o->tokens, o->prompt_tokens, o->decode, &j, err);
         if (!st) st = run_job(b, &j, err);
         kv_job_free(&j);
         return st;
     }
-    if ((st = prepare(b, err)) || (st = kv_model_open(o->model, KV_WEIGHTS_NONE, b->r.q.threads, &b->light, err)))
-        return st;
+    if ((st = prepare(b, err)) || (st = open_light(b, err))) return st;
     if (!o->dry_run && (st = kv_model_hash(b->light, err))) return st;
     for (size_t i = 0; i < b->set.n && !st; i++) {
         if (!b->keep[i]) continue;
@@ -445,13 +496,14 @@ static kv_status cmd_run(const options *o, const kv_list *rest, kv_error *err)
     kv_status st = check_options(o, rest, err);
 
     if (!st) st = parse_request(o, &b.r, err);
-    if (!st && o->dry_run && o->json && !(b.plans = json_array())) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    if (!st && o->json && !(b.list = json_array())) st = kv_fail(err, KV_ENOMEM, "out of memory");
     if (!st) st = run_batch(&b, err);
-    if (!st && b.plans) {
-        json_dumpf(b.plans, stdout, JSON_INDENT(1));
+    if (!st && b.list) {
+        json_dumpf(b.list, stdout, JSON_INDENT(1));
         putchar('\n');
     }
-    json_decref(b.plans);
+    json_decref(b.list);
+    kv_engine_close(b.r.engine);
     kv_prompts_free(&b.set);
     free(b.keep), free(b.r.layer), free(b.r.logit_row);
     kv_model_close(b.light), kv_model_close(b.full);
@@ -589,7 +641,7 @@ int main(int argc, char **argv)
         kv_status (*run)(const options *, const kv_list *, kv_error *);
     } command[] = {{"run", cmd_run}, {"info", cmd_info}, {"tokenize", cmd_tokenize}};
     static const char *const names[] = {"run", "info", "tokenize"};
-    options o = {.record = "qkv", .dtype = "f16", .wo = "auto", .backend = "auto"};
+    options o = {.record = "qkv", .wo = "auto", .backend = "auto"};
     bool want_help = false, want_version = false;
     kv_list rest = {0};
     kv_error err = {""};

@@ -37,6 +37,9 @@ struct kv_recorder {
     const kv_model *m;
     const uint32_t *token;
     kv_trace_writer *w;
+    const kv_trace_source *device; /* of the layer at hand; NULL: its rows are in memory */
+    uint8_t *raw;                  /* a row on its way from the device */
+    size_t n_raw;
     uint32_t top_k;
     held_rows *held; /* [info->n_layer] */
     float *stage;    /* where a block is made contiguous */
@@ -110,11 +113,15 @@ static kv_status need_stage(kv_recorder *r, size_t n, kv_error *err)
     return st;
 }
 
-/* Rows a..b-1 of a stream whose row 0 is position `first` and whose heads lie ld rows apart. */
+/* Rows a..b-1 of a stream whose row 0 is position `first` and whose heads lie ld rows apart, or lie on the device. */
 static kv_status put_rows(kv_recorder *r, kv_chunk c, const float *from, size_t ld, uint32_t first, uint32_t a,
                           uint32_t b, kv_error *err)
 {
     kv_status st;
+    if (r->device) {
+        c.token_first = a, c.token_count = b - a;
+        return kv_trace_put_from(r->w, &c, r->device, err);
+    }
     for (uint32_t at = a; at < b; at += PUT_ROWS) {
         size_t n = b - at < PUT_ROWS ? b - at : PUT_ROWS;
         const float *block = from + (at - first) * (size_t)c.width;
@@ -209,6 +216,48 @@ static kv_status hold(kv_recorder *r, uint32_t index, const row_source *s, kv_er
     return h->count == HOLD_ROWS ? release_held(r, index, err) : KV_OK;
 }
 
+/* One row of a layer out of the device into memory, heads next to each other: into `stage`, as *s says. */
+static kv_status bring_row(kv_recorder *r, const kv_attn_view *a, row_source *s, kv_error *err)
+{
+    static const kv_stream what[6] = {KV_S_Q, KV_S_K, KV_S_V, KV_S_LSE, KV_S_ROWSTAT, KV_S_XNORM};
+    const float **to[6] = {&s->q, &s->k, &s->v, &s->lse, &s->stat, &s->x_norm};
+    size_t at[7] = {0}, bytes = 0;
+    uint64_t ticket[6];
+    kv_chunk c[6];
+    int first = r->o.level >= KV_RECORD_OBS ? 0 : 3, begun = first;
+    kv_status st = KV_OK, done;
+
+    for (int i = first; i < 6; i++) {
+        c[i] = chunk_of(r, what[i], a->layer);
+        c[i].token_first = a->row0, c[i].token_count = 1;
+        at[i + 1] = at[i] + (size_t)c[i].head_count * c[i].width;
+        bytes += (size_t)c[i].head_count * c[i].width * kv_dtype_bytes(c[i].dtype);
+    }
+    if (bytes > r->n_raw) {
+        free(r->raw);
+        r->n_raw = 0;
+        if ((st = kv_array(&r->raw, bytes, 1, err))) return st;
+        r->n_raw = bytes;
+    }
+    if ((st = need_stage(r, at[6], err))) return st;
+    uint8_t *raw = r->raw;
+    for (; begun < 6 && !st; begun++) {
+        st = a->device->fill(a->device->ctx, &c[begun], 1, raw, &ticket[begun], err);
+        raw += (at[begun + 1] - at[begun]) * kv_dtype_bytes(c[begun].dtype);
+        if (st) break;
+    }
+    raw = r->raw;
+    for (int i = first; i < begun; i++) {
+        done = a->device->wait(a->device->ctx, ticket[i], st ? NULL : err);
+        if (!st) st = done;
+        if (!st) kv_decode_f32(c[i].dtype, raw, at[i + 1] - at[i], r->stage + at[i]);
+        raw += (at[i + 1] - at[i]) * kv_dtype_bytes(c[i].dtype);
+        *to[i] = r->stage + at[i];
+    }
+    s->ld_q = s->ld_kv = 1, s->first = a->row0, s->count = 1;
+    return st;
+}
+
 /* ------------------------------------------------------------------------------------------------ column sums, maps */
 typedef struct {
     kv_recorder *r;
@@ -263,13 +312,14 @@ static kv_status put_colsum(kv_recorder *r, heads_job *j, kv_error *err)
 {
     const kv_trace_info *i = r->info;
     size_t n = (size_t)i->n_q_head * i->n_prompt;
-    kv_status st = over_heads(j, colsum_task, err);
+    kv_status st = r->device ? KV_OK : over_heads(j, colsum_task, err);
     if (st) return st;
     float *f = NULL;
     if (i->n_context) {
         kv_chunk c = chunk_of(r, KV_S_COLSUM_CTX, j->a->layer);
         if ((st = put_rows(r, c, r->sum_ctx, i->n_context, 0, 0, i->n_context, err))) return st;
     }
+    if (r->device) return put_rows(r, chunk_of(r, KV_S_COLSUM, j->a->layer), NULL, 0, 0, 0, i->n_prompt, err);
     if ((st = kv_array(&f, n, sizeof *f, err))) return st;
     for (size_t t = 0; t < n; t++) f[t] = (float)r->sum[t];
     st = put_rows(r, chunk_of(r, KV_S_COLSUM, j->a->layer), f, i->n_prompt, 0, 0, i->n_prompt, err);
@@ -286,6 +336,10 @@ static kv_status put_map(kv_recorder *r, heads_job *j, kv_stream s, uint32_t a, 
     kv_status st;
 
     step = step < 1 ? 1 : step > HOLD_ROWS ? HOLD_ROWS : step;
+    if (r->device) {
+        kv_chunk c = {.stream = s, .layer = j->a->layer, .head_count = i->n_q_head, .width = width, .dtype = KV_F16};
+        return put_rows(r, c, NULL, 0, 0, a, b, err);
+    }
     for (uint32_t at = a; at < b; at += (uint32_t)step) {
         uint32_t n = b - at < step ? b - at : (uint32_t)step;
         size_t n_key = at + n;
@@ -309,7 +363,7 @@ static unsigned want(void *ctx, uint32_t layer)
 {
     const kv_recorder *r = ctx;
     (void)layer;
-    return r->o.level >= KV_RECORD_STATS ? KV_WANT_STAT : 0;
+    return r->o.level >= KV_RECORD_STATS ? KV_WANT_STAT | KV_WANT_SUMS : 0;
 }
 
 static kv_status record(void *ctx, const kv_attn_view *a, kv_error *err)
@@ -322,14 +376,20 @@ static kv_status record(void *ctx, const kv_attn_view *a, kv_error *err)
 
     while (index < i->n_layer && i->layer[index] != a->layer) index++;
     if (index == i->n_layer || r->o.level == KV_RECORD_TOKENS) return KV_OK;
-    if (!a->lse || (a->row0 && a->row0 < p) || (!a->row0 && a->n_row < p) || a->n_key > i->n_token)
+    if ((!a->lse && !a->device) || (a->row0 && a->row0 < p) || (!a->row0 && a->n_row < p) || a->n_key > i->n_token)
         return kv_fail(err, KV_EUNSUPPORTED,
                        "cannot record rows %u to %u of layer %u: the prompt's %u rows must be one call", a->row0,
                        a->n_key, a->layer, p);
     row_source s = {
         .q = a->q, .lse = a->lse, .stat = a->stat, .x_norm = a->x_norm, .ld_q = a->n_row, .ld_kv = a->kv_stride};
-    s.k = a->k + a->row0 * d, s.v = a->v + a->row0 * d, s.first = a->row0, s.count = a->n_row;
-    st = a->n_row == 1 && a->row0 ? hold(r, index, &s, err) : put_source(r, a->layer, &s, err);
+    s.first = a->row0, s.count = a->n_row;
+    if (!a->device) s.k = a->k + a->row0 * d, s.v = a->v + a->row0 * d;
+    bool single = a->n_row == 1 && a->row0;
+    r->device = NULL;
+    if (single && a->device) st = bring_row(r, a, &s, err);
+    if (!single) r->device = a->device;
+    if (!st) st = single ? hold(r, index, &s, err) : put_source(r, a->layer, &s, err);
+    r->device = a->device;
     if (st) return st;
 
     heads_job *j = NULL;
@@ -344,8 +404,8 @@ static kv_status record(void *ctx, const kv_attn_view *a, kv_error *err)
             kv_chunk c = chunk_of(r, KV_S_WO, a->layer);
             c.width = i->n_q_head * i->head_dim, c.dtype = i->dtype;
             float *wo = NULL;
-            st = kv_array(&wo, (size_t)i->hidden * c.width, sizeof *wo, err);
-            if (!st) st = kv_tensor_floats(r->m, &r->m->layer[a->layer].wo, 0, i->hidden, wo, err);
+            st = r->device ? KV_OK : kv_array(&wo, (size_t)i->hidden * c.width, sizeof *wo, err);
+            if (!st && wo) st = kv_tensor_floats(r->m, &r->m->layer[a->layer].wo, 0, i->hidden, wo, err);
             if (!st) st = put_rows(r, c, wo, i->hidden, 0, 0, i->hidden, err);
             free(wo);
             if (st) goto out;
@@ -401,10 +461,29 @@ static kv_status next_tokens(void *ctx, uint32_t row0, uint32_t n_row, const flo
     return KV_OK;
 }
 
+/* The best next tokens are stored from row P-1 on. */
+static bool wants_logits(void *ctx, uint32_t row)
+{
+    return row + 1 >= ((const kv_recorder *)ctx)->info->n_prompt;
+}
+
+static kv_status losses(void *ctx, uint32_t row0, uint32_t n_row, const float *nll, kv_error *err)
+{
+    kv_recorder *r = ctx;
+    if (row0 != r->n_logit || n_row >= r->info->n_token - row0)
+        return kv_fail(err, KV_EUNSUPPORTED, "cannot record losses of rows %u to %u: row %u is next", row0,
+                       row0 + n_row, r->n_logit);
+    memcpy(r->nll + row0, nll, n_row * sizeof *nll);
+    r->n_logit += n_row;
+    return KV_OK;
+}
+
 kv_engine_hook kv_recorder_hook(kv_recorder *r)
 {
-    return (kv_engine_hook){
-        .ctx = r, .want = want, .record = record, .logits = r->o.level >= KV_RECORD_STATS ? next_tokens : NULL};
+    kv_engine_hook h = {.ctx = r, .want = want, .record = record};
+    h.n_prompt = r->info->n_prompt, h.n_context = r->info->n_context;
+    if (r->o.level >= KV_RECORD_STATS) h.logits = next_tokens, h.wants_logits = wants_logits, h.nll = losses;
+    return h;
 }
 
 /* ------------------------------------------------------------------------------------------------ open and close */
@@ -441,6 +520,7 @@ kv_status kv_recorder_finish(kv_recorder *r, kv_error *err)
     kv_status st;
 
     if (r->o.level == KV_RECORD_TOKENS) return KV_OK;
+    r->device = NULL;
     if (r->n_logit != n) return kv_fail(err, KV_EMISSING, "only %u of %u rows have been run", r->n_logit, n);
     for (uint32_t l = 0; l < r->info->n_layer; l++)
         if ((st = release_held(r, l, err))) return st;
@@ -458,6 +538,6 @@ void kv_recorder_close(kv_recorder *r)
         held_rows *h = &r->held[l];
         free(h->q), free(h->k), free(h->v), free(h->lse), free(h->stat), free(h->x_norm);
     }
-    free(r->held), free(r->stage), free(r->sum), free(r->sum_ctx), free(r->nll), free(r->top);
+    free(r->held), free(r->stage), free(r->raw), free(r->sum), free(r->sum_ctx), free(r->nll), free(r->top);
     free(r);
 }

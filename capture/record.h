@@ -1,4 +1,5 @@
-/* record.h - the hook that writes what an engine computes into a trace.
+/* record.h - the hook that writes what an engine computes into a trace, from memory or, block by block and without
+ * waiting, from a device.
  *
  *   level    streams of every recorded layer                                    of the whole trace
  *   tokens                                                                      tokens, offsets, text

@@ -9,7 +9,7 @@
 
 #include "capture/tokenizer.h"
 #include "capture/wofile.h"
-#include "kernels/parallel.h"
+#include "kernels/kernels.h"
 #include "traces/cli.h"
 #include "traces/npy.h"
 
@@ -27,12 +27,12 @@ static char *extra_json(const kv_model *m, const kv_capture_request *q, const kv
 {
     const kv_model_desc *d = &m->desc;
     const char *decode = j->n_greedy ? "greedy" : j->n_token > j->n_prompt ? "given" : "none";
-    json_t *o = json_pack("{s:{s:s,s:s,s:I,s:i,s:i,s:i,s:f,s:f,s:b},s:s?,s:{s:s,s:s,s:i,s:b,s:s*}}", "source", "file",
-                          d->file, "tensors", d->quant, "parameters", (json_int_t)d->n_params, "vocabulary",
-                          (int)d->n_vocab, "ffn", (int)d->ffn, "context", (int)d->n_ctx, "norm_eps",
-                          (double)d->norm_eps, "final_softcap", (double)d->final_softcap, "tied", (int)d->tied,
-                          "tokenizer", m->tok ? kv_tokenizer_describe(m->tok) : NULL, "run", "engine", "cpu", "decode",
-                          decode, "map_rows", (int)q->map_rows, "map_full", (int)q->map_full, "chat", j->chat);
+    json_t *o = json_pack(
+        "{s:{s:s,s:s,s:I,s:i,s:i,s:i,s:f,s:f,s:b},s:s?,s:{s:s,s:s,s:i,s:b,s:s*}}", "source", "file", d->file, "tensors",
+        d->quant, "parameters", (json_int_t)d->n_params, "vocabulary", (int)d->n_vocab, "ffn", (int)d->ffn, "context",
+        (int)d->n_ctx, "norm_eps", (double)d->norm_eps, "final_softcap", (double)d->final_softcap, "tied", (int)d->tied,
+        "tokenizer", m->tok ? kv_tokenizer_describe(m->tok) : NULL, "run", "engine", q->cuda ? "cuda" : "cpu", "decode",
+        decode, "map_rows", (int)q->map_rows, "map_full", (int)q->map_full, "chat", j->chat);
     json_t *prompt = o && j->extra ? json_loads(j->extra, JSON_ALLOW_NUL, NULL) : NULL;
     if (prompt && json_object_set_new(o, "prompt", prompt)) json_decref(o), o = NULL;
     return dump(o);
@@ -46,8 +46,12 @@ static char *provenance_json(const kv_capture_request *q)
     struct tm utc;
     if (gethostname(host, sizeof host - 1)) host[0] = 0;
     if (gmtime_r(&now, &utc)) strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    return dump(json_pack("{s:s,s:s,s:s,s:s,s:i,s:s}", "time", when, "host", host, "program", "kv-capture " KV_VERSION,
-                          "build", kv_build_id(), "threads", (int)q->threads, "backend", "cpu"));
+    char device[64] = "";
+    if (q->cuda) kv_cuda_device(device, sizeof device);
+    return dump(json_pack("{s:s,s:s,s:s,s:s,s:i,s:s,s:s,s:i}", "time", when, "host", host, "program",
+                          "kv-capture " KV_VERSION, "build", kv_build_id(), "threads", (int)q->threads, "backend",
+                          q->cuda ? "cuda" : "cpu", "device", device, "gpus",
+                          q->cuda ? (int)(q->gpus ? q->gpus : 1) : 0));
 }
 
 static bool copy_string(const char *from, char **to)
@@ -176,7 +180,39 @@ typedef struct {
     float *kept; /* [rows of --logits][n_vocab] */
     kv_progress *bar;
     uint32_t layers_done; /* of the prompt's call */
+    kv_engine *engine;
+    kv_trace_writer *w;
+    double began;
 } session;
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+const char *kv_stage_name(kv_stage s)
+{
+    static const char *const name[KV_STAGE_COUNT] = {"compute", "copy", "compression", "disk"};
+    return name[s];
+}
+
+/* Shares of `seconds` and which stage has the largest. */
+static kv_stage busy_stage(const kv_engine_usage *e, const kv_trace_usage *w, double seconds,
+                           double busy[KV_STAGE_COUNT])
+{
+    kv_stage most = KV_STAGE_COMPUTE;
+    busy[KV_STAGE_COMPUTE] = e->n_device ? e->compute_s : seconds - w->wait_s - w->copy_s;
+    busy[KV_STAGE_COPY] = e->copy_s + w->copy_s;
+    busy[KV_STAGE_COMPRESS] = w->compress_s / (w->threads ? w->threads : 1);
+    busy[KV_STAGE_DISK] = w->write_s;
+    for (int i = 0; i < KV_STAGE_COUNT; i++) {
+        busy[i] = seconds > 0 && busy[i] > 0 ? busy[i] / seconds : 0;
+        if (busy[i] > busy[most]) most = (kv_stage)i;
+    }
+    return most;
+}
 
 static unsigned session_want(void *ctx, uint32_t layer)
 {
@@ -188,9 +224,15 @@ static kv_status session_record(void *ctx, const kv_attn_view *a, kv_error *err)
 {
     session *s = ctx;
     kv_status st = s->to.record(s->to.ctx, a, err);
-    char note[48];
+    char note[80];
     if (!a->row0 && !st) s->layers_done = a->layer + 1;
-    snprintf(note, sizeof note, "layer %u of %u", a->layer + 1, s->n_layer);
+    if (!a->row0) {
+        double busy[KV_STAGE_COUNT];
+        kv_engine_usage e = kv_engine_get_usage(s->engine);
+        kv_trace_usage w = kv_trace_writer_usage(s->w);
+        kv_stage most = busy_stage(&e, &w, now_s() - s->began, busy);
+        snprintf(note, sizeof note, "layer %u of %u, limited by %s", a->layer + 1, s->n_layer, kv_stage_name(most));
+    }
     kv_progress_step(s->bar, a->row0 + (double)a->n_row * (a->layer + 1) / (s->n_layer + 1.0), a->row0 ? NULL : note);
     return st;
 }
@@ -219,20 +261,70 @@ static kv_status session_logits(void *ctx, uint32_t row0, uint32_t n_row, const 
     return s->to.logits ? s->to.logits(s->to.ctx, row0, n_row, logits, err) : KV_OK;
 }
 
-static kv_status run_model(session *s, const kv_model *m, kv_error *err)
+static bool session_wants_logits(void *ctx, uint32_t row)
 {
-    kv_engine_options o = {.dtype = s->q->dtype, .threads = s->q->threads, .capacity = s->job->n_token};
+    const session *s = ctx;
+    const kv_capture_request *q = s->q;
+    if (s->to.wants_logits && s->to.wants_logits(s->to.ctx, row)) return true;
+    if (!s->kept || !q->logit_row) return s->kept;
+    for (uint32_t i = 0; i < q->n_logit_row; i++)
+        if (q->logit_row[i] == row) return true;
+    return false;
+}
+
+static kv_status session_nll(void *ctx, uint32_t row0, uint32_t n_row, const float *nll, kv_error *err)
+{
+    session *s = ctx;
+    return s->to.nll ? s->to.nll(s->to.ctx, row0, n_row, nll, err) : KV_OK;
+}
+
+static kv_status need_engine(session *s, const kv_model *m, kv_error *err)
+{
+    const kv_capture_request *q = s->q;
+    kv_engine_options o = {.dtype = q->dtype, .threads = q->threads, .capacity = s->job->n_token, .gpus = q->gpus};
+    kv_status st;
+    if (!q->cuda) return kv_engine_open_cpu(m, &o, &s->engine, err);
+    if (q->engine && *q->engine) {
+        st = kv_engine_resize(*q->engine, o.capacity, err);
+        s->engine = *q->engine;
+        return st;
+    }
+    st = kv_engine_open_cuda(m, &o, &s->engine, err);
+    if (!st && q->engine) *q->engine = s->engine;
+    return st;
+}
+
+/* After a failure a device may be of no use any more. */
+static void drop_engine(session *s, bool failed)
+{
+    kv_engine **kept = s->q->cuda ? s->q->engine : NULL;
+    if (kept && !failed) return;
+    kv_engine_close(s->engine);
+    if (kept) *kept = NULL;
+}
+
+/* The ring's memory is what copies from the engine are fastest to: of the size of its most frequent block. */
+static kv_status fit_ring(const session *s, const kv_trace_info *i, kv_error *err)
+{
+    kv_trace_memory room;
+    size_t rows = i->n_token < 1024 ? i->n_token : 1024, bytes = rows * i->head_dim * kv_dtype_bytes(i->dtype);
+    if (!kv_engine_memory(s->engine, &room)) return KV_OK;
+    return kv_trace_writer_memory(s->w, &room, bytes * (s->q->level == KV_RECORD_QKV ? i->n_q_head : i->n_kv_head),
+                                  err);
+}
+
+static kv_status run_model(session *s, kv_error *err)
+{
     kv_engine_hook hook = {.ctx = s, .want = session_want, .record = session_record};
     uint32_t row = s->job->n_token - s->job->n_greedy;
-    kv_engine *e = NULL;
-    kv_status st = kv_engine_open_cpu(m, &o, &e, err);
+    kv_status st;
 
-    if (st) return st;
-    if (s->to.logits || s->kept || s->job->n_greedy) hook.logits = session_logits;
+    if (s->to.logits || s->kept || s->job->n_greedy)
+        hook.logits = session_logits, hook.wants_logits = session_wants_logits, hook.nll = session_nll;
+    hook.n_prompt = s->to.n_prompt, hook.n_context = s->to.n_context;
     s->n_known = row;
-    st = kv_engine_run(e, s->job->token, row, &hook, NULL, err);
-    for (; !st && row < s->job->n_token; row++) st = kv_engine_run(e, s->job->token + row, 1, &hook, NULL, err);
-    kv_engine_close(e);
+    st = kv_engine_run(s->engine, s->job->token, row, &hook, NULL, err);
+    for (; !st && row < s->job->n_token; row++) st = kv_engine_run(s->engine, s->job->token + row, 1, &hook, NULL, err);
     return st;
 }
 
@@ -263,13 +355,6 @@ static kv_status name_wo(kv_capture_plan *p, const kv_model *m, const kv_capture
     return st;
 }
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 /* Bytes per stream: of the finished file where it can be read back, else what the writer counted so far. */
 static void count_bytes(const kv_trace_usage *u, kv_capture_result *out)
 {
@@ -284,16 +369,17 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
     uint32_t known = j->n_token - j->n_greedy;
     size_t n_row = q->logit_row ? q->n_logit_row : j->n_token;
     kv_recorder *rec = NULL;
-    kv_trace_writer *w = NULL;
     kv_trace *back = NULL;
     kv_outfile logits;
     char *provenance = provenance_json(q);
     struct stat sb;
     bool regular = stat(path, &sb) || S_ISREG(sb.st_mode);
-    double began = now_s();
+    bool runs = q->level != KV_RECORD_TOKENS || j->n_greedy || q->logits;
+    double began;
     kv_status st;
 
     *out = (kv_capture_result){0};
+    s.began = now_s();
     for (uint32_t i = 0; q->logit_row && i < q->n_logit_row; i++)
         if (q->logit_row[i] >= j->n_token) {
             st = kv_fail(err, KV_EMISUSE, "--logits-rows names row %u: '%s' has rows 0 to %u", q->logit_row[i], j->id,
@@ -307,32 +393,42 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
         }
         if ((st = kv_array(&s.kept, n_row * s.n_vocab, sizeof *s.kept, err))) goto out;
     }
+    if (runs && (st = need_engine(&s, m, err))) goto out;
+    began = now_s();
+    out->load_s = began - s.began;
     if (p->wo_side && !regular) p->wo_side = false; /* nowhere to put a file beside it */
     if (p->wo_side && (st = name_wo(p, m, q, err))) goto out;
-    if ((st = kv_trace_create(path, &p->info, provenance, q->threads, &w, err))) goto out;
+    if ((st = kv_trace_create(path, &p->info, provenance, q->threads, &s.w, err))) goto out;
     if (p->wo_side && (st = kv_wo_provide(m, p->info.n_layer, p->info.layer, q->dtype, p->info.wo_sha256, path,
                                           strcmp(q->wo, "auto") ? q->wo : NULL, q->threads, err)))
         goto out;
-    if ((st = put_u32(w, KV_S_TOKENS, j->token, 0, known, err)) || (!j->n_greedy && (st = put_text(w, j, err))))
+    if ((st = put_u32(s.w, KV_S_TOKENS, j->token, 0, known, err)) || (!j->n_greedy && (st = put_text(s.w, j, err))))
         goto out;
 
-    if (q->level != KV_RECORD_TOKENS || j->n_greedy || s.kept) {
-        if ((st = kv_recorder_open(&p->info, &p->record, m, j->token, w, &rec, err))) goto out;
+    if (runs) {
+        if ((st = fit_ring(&s, &p->info, err)) ||
+            (st = kv_recorder_open(&p->info, &p->record, m, j->token, s.w, &rec, err)))
+            goto out;
         s.to = kv_recorder_hook(rec);
         s.bar = kv_progress_start(j->id, j->n_token, "tokens");
-        st = run_model(&s, m, err);
+        s.began = now_s();
+        st = run_model(&s, err);
         kv_progress_end(s.bar);
-        if (st || (st = kv_recorder_finish(rec, err))) goto out;
+        if (st || (st = kv_recorder_finish(rec, err)) || (st = kv_trace_flush(s.w, err))) goto out;
+        out->model_s = now_s() - s.began;
+        out->engine = kv_engine_get_usage(s.engine);
     }
     if (j->n_greedy) {
-        if ((st = put_u32(w, KV_S_TOKENS, j->token, known, j->n_greedy, err)) || (st = kv_job_add_text(m, j, err)) ||
-            (st = put_text(w, j, err)))
+        if ((st = put_u32(s.w, KV_S_TOKENS, j->token, known, j->n_greedy, err)) || (st = kv_job_add_text(m, j, err)) ||
+            (st = put_text(s.w, j, err)))
             goto out;
     }
     if (s.kept && (st = write_logits(&s, err))) goto out;
-    kv_trace_usage used = kv_trace_writer_usage(w);
-    st = kv_trace_finish(w, err);
-    w = NULL;
+    kv_trace_usage used = kv_trace_writer_usage(s.w);
+    out->threads = used.threads;
+    if (runs) out->limit = busy_stage(&out->engine, &used, out->model_s, out->busy);
+    st = kv_trace_finish(s.w, err);
+    s.w = NULL;
     if (st) goto out;
     out->run_s = now_s() - began;
     if (regular && !kv_trace_open(path, &back, NULL)) used = kv_trace_reader_usage(back);
@@ -343,8 +439,16 @@ out:
                 "capture of '%s' stopped by a signal after %u of %u layers: '%s.partial' keeps them "
                 "('kv-trace recover' makes a trace of it); the same command starts it anew",
                 j->id, s.layers_done, s.n_layer, path);
+    else if (st && s.layers_done && regular && s.w) {
+        kv_error why = err ? *err : (kv_error){""};
+        if (!strstr(why.msg, "recover"))
+            kv_fail(err, st, "%.700s; '%s.partial' keeps %u of %u layers ('kv-trace recover' makes a trace of them)",
+                    why.msg, path, s.layers_done, s.n_layer);
+    }
     kv_trace_close(back);
-    kv_trace_abandon(w);
+    if (s.w) kv_trace_flush(s.w, NULL); /* nothing may be on its way from the engine */
+    if (runs) drop_engine(&s, st);
+    kv_trace_abandon(s.w);
     kv_recorder_close(rec);
     free(s.kept), free(provenance);
     return st;

@@ -1,0 +1,533 @@
+/* fake_gpu.h - gpu.h and the device functions of cuda.h in memory, slow and plain, so that the CUDA engine's own work
+ * (which layer where, what is copied when, what is freed) is tested on machines without a device. Devices are numbers:
+ * memory belongs to the one that was selected when it was allocated, and work on a stream may touch only its own.
+ * Any call may be made to fail. For one test program: everything is static but what the library calls. */
+#ifndef KV_FAKE_GPU_H
+#define KV_FAKE_GPU_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "kernels/cuda.h"
+#include "kernels/gpu.h"
+#include "kernels/half.h"
+#include "kernels/kernels.h"
+#include "kernels/random.h"
+#include "traces/base.h"
+
+typedef struct fake_block {
+    struct fake_block *next;
+    size_t n;
+    int device; /* -1: page-locked host memory */
+} fake_block;
+
+struct CUstream_st {
+    int device;
+};
+struct CUevent_st {
+    double at;
+};
+struct kv_gpu_blas {
+    int device;
+};
+
+static struct {
+    int devices, at;
+    size_t limit;    /* bytes of a device; 0 = none */
+    long fail_after; /* calls until everything fails, -1 = never */
+    long calls;
+    size_t held[8];
+    int live;      /* blocks, streams, events, handles */
+    int strangers; /* accesses to another device's memory */
+    fake_block *blocks;
+    pthread_mutex_t lock;
+} fake = {.devices = 1, .fail_after = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
+
+#define FAKE_LOST 719 /* cudaErrorLaunchFailure */
+
+static int fake_call(void)
+{
+    pthread_mutex_lock(&fake.lock);
+    bool fails = fake.fail_after >= 0 && fake.calls >= fake.fail_after;
+    fake.calls++;
+    pthread_mutex_unlock(&fake.lock);
+    return fails ? FAKE_LOST : 0;
+}
+
+static void fake_touch(const void *p, int device)
+{
+    pthread_mutex_lock(&fake.lock);
+    for (const fake_block *b = fake.blocks; p && b; b = b->next)
+        if ((const char *)p >= (const char *)(b + 1) && (const char *)p < (const char *)(b + 1) + b->n &&
+            b->device >= 0 && b->device != device)
+            fake.strangers++;
+    pthread_mutex_unlock(&fake.lock);
+}
+
+static void *fake_alloc(size_t n, int device)
+{
+    fake_block *b = malloc(sizeof *b + n + 1);
+    if (!b) abort();
+    memset(b + 1, 0xA5, n);
+    pthread_mutex_lock(&fake.lock);
+    *b = (fake_block){.next = fake.blocks, .n = n + 1, .device = device};
+    fake.blocks = b, fake.live++;
+    if (device >= 0) fake.held[device] += n;
+    pthread_mutex_unlock(&fake.lock);
+    return b + 1;
+}
+
+static void fake_free(void *p)
+{
+    if (!p) return;
+    pthread_mutex_lock(&fake.lock);
+    for (fake_block **b = &fake.blocks; *b; b = &(*b)->next)
+        if ((void *)(*b + 1) == p) {
+            fake_block *gone = *b;
+            *b = gone->next, fake.live--;
+            if (gone->device >= 0) fake.held[gone->device] -= gone->n - 1;
+            free(gone);
+            break;
+        }
+    pthread_mutex_unlock(&fake.lock);
+}
+
+static float fake_get(const void *p, size_t i, int bits)
+{
+    uint16_t h;
+    if (bits == 32) return ((const float *)p)[i];
+    memcpy(&h, (const char *)p + 2 * i, 2);
+    return bits == 16 ? kv_f16_to_f32(h) : kv_bf16_to_f32(h);
+}
+
+static uint32_t fake_put(void *p, size_t i, int bits, float v)
+{
+    uint16_t h = bits == 16 ? kv_f32_to_f16(v) : kv_f32_to_bf16(v);
+    if (bits == 32) return ((float *)p)[i] = v, 0;
+    memcpy((char *)p + 2 * i, &h, 2);
+    return isfinite(v) && !isfinite(fake_get(p, i, bits));
+}
+
+/* ------------------------------------------------------------------------------------------------ gpu.h */
+const char *kv_gpu_text(int code)
+{
+    return code == KV_GPU_ENOMEM ? "out of memory" : code == FAKE_LOST ? "the fake device is lost" : "error";
+}
+bool kv_cuda_device(char *name, size_t n)
+{
+    if (n) snprintf(name, n, "fake");
+    return fake.devices > 0;
+}
+int kv_gpu_count(void)
+{
+    return fake.devices;
+}
+int kv_gpu_select(int device)
+{
+    fake.at = device;
+    return 0;
+}
+int kv_gpu_memory(size_t *available, size_t *total)
+{
+    *total = fake.limit, *available = fake.limit - fake.held[fake.at];
+    return 0;
+}
+int kv_gpu_alloc(size_t n, void **p)
+{
+    int g = fake_call();
+    *p = NULL;
+    if (g) return g;
+    if (fake.limit && fake.held[fake.at] + n > fake.limit) return KV_GPU_ENOMEM;
+    *p = fake_alloc(n, fake.at);
+    return 0;
+}
+void kv_gpu_free(void *p)
+{
+    fake_free(p);
+}
+void *kv_gpu_host_alloc(size_t n)
+{
+    return fake_call() ? NULL : fake_alloc(n, -1);
+}
+void kv_gpu_host_free(void *p)
+{
+    fake_free(p);
+}
+int kv_gpu_stream_open(bool urgent, kv_gpu_stream *s)
+{
+    (void)urgent;
+    int g = fake_call();
+    *s = NULL;
+    if (g) return g;
+    *s = malloc(sizeof **s);
+    (*s)->device = fake.at, fake.live++;
+    return 0;
+}
+void kv_gpu_stream_close(kv_gpu_stream s)
+{
+    if (s) fake.live--;
+    free(s);
+}
+int kv_gpu_stream_sync(kv_gpu_stream s)
+{
+    (void)s;
+    return fake_call();
+}
+int kv_gpu_stream_wait(kv_gpu_stream s, kv_gpu_event e)
+{
+    (void)s, (void)e;
+    return fake_call();
+}
+int kv_gpu_event_open(kv_gpu_event *e)
+{
+    int g = fake_call();
+    *e = NULL;
+    if (g) return g;
+    *e = calloc(1, sizeof **e);
+    fake.live++;
+    return 0;
+}
+void kv_gpu_event_close(kv_gpu_event e)
+{
+    if (e) fake.live--;
+    free(e);
+}
+int kv_gpu_event_record(kv_gpu_event e, kv_gpu_stream s)
+{
+    struct timespec t;
+    (void)s;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    e->at = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return fake_call();
+}
+int kv_gpu_event_sync(kv_gpu_event e)
+{
+    (void)e;
+    return fake_call();
+}
+int kv_gpu_event_seconds(kv_gpu_event a, kv_gpu_event b, double *s)
+{
+    *s = b->at - a->at;
+    return fake_call();
+}
+int kv_gpu_copy(void *to, const void *from, size_t n, kv_gpu_stream s)
+{
+    int g = fake_call();
+    fake_touch(to, s->device), fake_touch(from, s->device);
+    if (!g) memcpy(to, from, n);
+    return g;
+}
+int kv_gpu_copy_peer(void *to, int to_device, const void *from, int from_device, size_t n, kv_gpu_stream s)
+{
+    int g = fake_call();
+    (void)s;
+    fake_touch(to, to_device), fake_touch(from, from_device);
+    if (!g) memcpy(to, from, n);
+    return g;
+}
+int kv_gpu_zero(void *p, size_t n, kv_gpu_stream s)
+{
+    int g = fake_call();
+    fake_touch(p, s->device);
+    if (!g) memset(p, 0, n);
+    return g;
+}
+int kv_gpu_blas_open(kv_gpu_stream s, kv_gpu_blas **out)
+{
+    int g = fake_call();
+    *out = NULL;
+    if (g) return g;
+    *out = malloc(sizeof **out);
+    (*out)->device = s->device, fake.live++;
+    return 0;
+}
+void kv_gpu_blas_close(kv_gpu_blas *b)
+{
+    if (b) fake.live--;
+    free(b);
+}
+size_t kv_gpu_blas_bytes(void)
+{
+    return 0;
+}
+int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, float alpha, const void *a, size_t ld_a,
+                  const void *w, int c_bits, void *c, size_t ld_c, bool add)
+{
+    int g = fake_call();
+    fake_touch(a, b->device), fake_touch(w, b->device), fake_touch(c, b->device);
+    float *x = malloc((m + n) * k * sizeof *x), *y = malloc(m * n * sizeof *y);
+    for (size_t r = 0; r < m; r++)
+        for (size_t i = 0; i < k; i++) x[r * k + i] = fake_get(a, r * ld_a + i, bits);
+    for (size_t i = 0; i < n * k; i++) x[m * k + i] = fake_get(w, i, bits);
+    kv_matmul(m, n, k, x, x + m * k, y, n, 1);
+    for (size_t r = 0; r < m && !g; r++)
+        for (size_t j = 0; j < n; j++)
+            fake_put(c, r * ld_c + j, c_bits, alpha * y[r * n + j] + (add ? fake_get(c, r * ld_c + j, c_bits) : 0));
+    free(x), free(y);
+    return g;
+}
+int kv_planes_dev(size_t n_head, size_t n, const void *src, int src_bits, size_t src_head, uint8_t *dst, int bits,
+                  bool split, kv_gpu_stream s)
+{
+    int size = bits == 32 ? 4 : 2, g = fake_call();
+    fake_touch(src, s->device), fake_touch(dst, s->device);
+    for (size_t h = 0; h < n_head; h++)
+        for (size_t i = 0; i < n; i++) {
+            size_t at = h * src_head + i;
+            float v = src_bits == 64 ? (float)((const double *)src)[at] : fake_get(src, at, src_bits);
+            uint8_t raw[4];
+            fake_put(raw, 0, bits, v);
+            for (int p = 0; p < size; p++)
+                dst[h * n * (size_t)size + (split ? (size_t)p * n + i : i * (size_t)size + (size_t)p)] = raw[p];
+        }
+    return g;
+}
+int kv_nll_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll, kv_gpu_stream s)
+{
+    fake_touch(logits, s->device), fake_touch(target, s->device), fake_touch(nll, s->device);
+    for (size_t r = 0; r < n_row; r++) {
+        const float *l = logits + r * n_vocab;
+        double top = -INFINITY, sum = 0;
+        for (size_t i = 0; i < n_vocab; i++) top = fmax(top, (double)l[i]);
+        for (size_t i = 0; i < n_vocab; i++) sum += exp((double)l[i] - top);
+        nll[r] = (float)(log(sum) + top - (double)l[target[r]]);
+    }
+    return fake_call();
+}
+int kv_finite_dev(size_t n, const float *x, uint32_t *flag, kv_gpu_stream s)
+{
+    fake_touch(x, s->device);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) *flag = 1;
+    return fake_call();
+}
+int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *lse, void *p, kv_gpu_stream s)
+{
+    fake_touch(q, s->device), fake_touch(k, s->device), fake_touch(p, s->device);
+    for (size_t h = 0; h < m->n_head; h++)
+        for (size_t r = 0; r < m->n_row; r++)
+            for (size_t j = 0; j < m->width; j++) {
+                size_t head = m->head_first + h, at = m->row0 + r;
+                bool seen = j <= at && (!m->window || at - j < m->window);
+                double v = 0;
+                for (size_t c = 0; seen && c < m->d; c++)
+                    v += (double)fake_get(q, head * m->q_head + r * m->d + c, m->bits) *
+                         (double)fake_get(k, head / m->group * m->kv_head + j * m->d + c, m->bits);
+                v *= (double)m->scale;
+                if (m->softcap > 0) v = (double)m->softcap * tanh(v / (double)m->softcap);
+                fake_put(p, (h * m->n_row + r) * m->width + j, 16,
+                         seen ? (float)exp(v - (double)lse[head * m->lse_head + r]) : 0);
+            }
+    return fake_call();
+}
+int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s)
+{
+    fake_touch(out, s->device);
+    for (size_t i = 0; i < n; i++) fake_put(out, i, bits, kv_random_weight(seed, first + i, scale));
+    return fake_call();
+}
+int kv_router_dev(size_t n_row, size_t n_expert, size_t used, bool norm, float *weight, kv_gpu_stream s)
+{
+    fake_touch(weight, s->device);
+    for (float *w = weight; w < weight + n_row * n_expert; w += n_expert) {
+        double sum = 0, kept = 0;
+        bool *in = calloc(n_expert, 1);
+        for (size_t i = 0; i < n_expert; i++) sum += exp((double)w[i]);
+        for (size_t u = 0; u < used; u++) {
+            size_t best = n_expert;
+            for (size_t i = 0; i < n_expert; i++)
+                if (!in[i] && (best == n_expert || w[i] > w[best])) best = i;
+            in[best] = true, kept += exp((double)w[best]) / sum;
+        }
+        for (size_t i = 0; i < n_expert; i++) w[i] = in[i] ? (float)(exp((double)w[i]) / sum / (norm ? kept : 1)) : 0;
+        free(in);
+    }
+    return fake_call();
+}
+int kv_add_weighted_dev(size_t n_row, size_t n, float *x, const float *y, const float *weight, size_t ld_w,
+                        kv_gpu_stream s)
+{
+    fake_touch(x, s->device), fake_touch(y, s->device), fake_touch(weight, s->device);
+    for (size_t i = 0; i < n_row * n; i++) x[i] += weight[i / n * ld_w] * y[i];
+    return fake_call();
+}
+
+/* ------------------------------------------------------------------------------------------------ cuda.h */
+/* One head of an array of rows at a stride as floats. */
+static float *fake_rows(const void *p, size_t first, size_t n, size_t stride, size_t d, int bits)
+{
+    float *f = malloc((n * d + 1) * sizeof *f);
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < d; c++) f[r * d + c] = fake_get(p, first + r * stride + c, bits);
+    return f;
+}
+static kv_attn_shape fake_shape(const kv_cuda_attn *a)
+{
+    return (kv_attn_shape){a->n_row, a->n_key, a->d, a->row0, a->window, a->scale, a->softcap};
+}
+int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const void *v, void *out, float *lse,
+                     float *stat, struct CUstream_st *stream)
+{
+    kv_attn_shape s = fake_shape(a);
+    fake_touch(q, stream->device), fake_touch(k, stream->device), fake_touch(out, stream->device);
+    for (size_t h = 0; h < a->n_q_head; h++) {
+        size_t kv = h / (a->n_q_head / a->n_kv_head) * a->kv_head;
+        float *fq = fake_rows(q, h * a->q_head, a->n_row, a->q_row, a->d, a->bits);
+        float *fk = fake_rows(k, kv, a->n_key, a->kv_token, a->d, a->bits);
+        float *fv = fake_rows(v, kv, a->n_key, a->kv_token, a->d, a->bits);
+        float *fo = malloc(a->n_row * a->d * sizeof *fo);
+        kv_attention_ref(&s, fq, fk, fv, fo, a->d, lse + h * a->lse_head, stat ? stat + 4 * h * a->lse_head : NULL);
+        for (size_t r = 0; r < a->n_row; r++)
+            for (size_t c = 0; c < a->d; c++)
+                fake_put(out, r * a->out_row + h * a->out_head + c, a->out_bits, fo[r * a->d + c]);
+        free(fq), free(fk), free(fv), free(fo);
+    }
+    return fake_call();
+}
+int kv_colsum_dev(const kv_cuda_attn *a, const void *q, const void *k, const float *lse, double *acc, size_t acc_head,
+                  struct CUstream_st *stream)
+{
+    kv_attn_shape s = fake_shape(a);
+    fake_touch(q, stream->device), fake_touch(acc, stream->device);
+    for (size_t h = 0; h < a->n_q_head; h++) {
+        size_t kv = h / (a->n_q_head / a->n_kv_head) * a->kv_head;
+        float *fq = fake_rows(q, h * a->q_head, a->n_row, a->q_row, a->d, a->bits);
+        float *fk = fake_rows(k, kv, a->n_key, a->kv_token, a->d, a->bits);
+        kv_colsum_ref(&s, fq, fk, lse + h * a->lse_head, acc + h * acc_head);
+        free(fq), free(fk);
+    }
+    return fake_call();
+}
+size_t kv_decode_scratch(const kv_cuda_attn *a)
+{
+    (void)a;
+    return 64;
+}
+int kv_decode_dev(const kv_cuda_attn *a, const void *q, const void *k, const void *v, void *out, float *lse,
+                  float *stat, void *scratch, struct CUstream_st *stream)
+{
+    fake_touch(scratch, stream->device);
+    return kv_attention_dev(a, q, k, v, out, lse, stat, stream);
+}
+int kv_embed_dev(size_t n_row, size_t n, uint32_t n_vocab, const uint32_t *token, const void *table, int bits,
+                 float scale, float *x, struct CUstream_st *stream)
+{
+    (void)n_vocab;
+    fake_touch(token, stream->device), fake_touch(table, stream->device), fake_touch(x, stream->device);
+    for (size_t r = 0; r < n_row; r++)
+        for (size_t i = 0; i < n; i++) x[r * n + i] = fake_get(table, token[r] * n + i, bits) * scale;
+    return fake_call();
+}
+int kv_rmsnorm_dev(size_t n_row, size_t n, const float *x, size_t ld_x, const float *w, float w_add, float eps, void *y,
+                   int bits, size_t ld_y, struct CUstream_st *stream)
+{
+    fake_touch(x, stream->device), fake_touch(w, stream->device), fake_touch(y, stream->device);
+    for (size_t r = 0; r < n_row; r++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += (double)x[r * ld_x + i] * (double)x[r * ld_x + i];
+        float f = (float)(1 / sqrt(sum / (double)n + (double)eps));
+        for (size_t i = 0; i < n; i++) fake_put(y, r * ld_y + i, bits, x[r * ld_x + i] * f * (w[i] + w_add));
+    }
+    return fake_call();
+}
+int kv_layernorm_dev(size_t n_row, size_t n, const float *x, size_t ld_x, const float *w, const float *b, float eps,
+                     void *y, int bits, size_t ld_y, struct CUstream_st *stream)
+{
+    fake_touch(x, stream->device);
+    for (size_t r = 0; r < n_row; r++) {
+        double mean = 0, sum = 0;
+        for (size_t i = 0; i < n; i++) mean += (double)x[r * ld_x + i] / (double)n;
+        for (size_t i = 0; i < n; i++) sum += pow((double)x[r * ld_x + i] - mean, 2);
+        double f = 1 / sqrt(sum / (double)n + (double)eps);
+        for (size_t i = 0; i < n; i++)
+            fake_put(y, r * ld_y + i, bits, (float)(((double)x[r * ld_x + i] - mean) * f) * w[i] + (b ? b[i] : 0));
+    }
+    return fake_call();
+}
+int kv_rope_table_dev(size_t n_row, size_t rot, size_t pos0, const float *inv_freq, float mscale, float *table,
+                      struct CUstream_st *stream)
+{
+    fake_touch(table, stream->device), fake_touch(inv_freq, stream->device);
+    for (size_t r = 0; r < n_row; r++)
+        for (size_t i = 0; i < rot / 2; i++) {
+            double t = (double)(pos0 + r) * (double)inv_freq[i];
+            table[r * rot + i] = (float)cos(t) * mscale, table[r * rot + rot / 2 + i] = (float)sin(t) * mscale;
+        }
+    return fake_call();
+}
+int kv_heads_dev(size_t n_row, size_t n_head, size_t d, const void *proj, int in_bits, size_t ld_proj,
+                 const float *bias, const float *norm_w, float w_add, float eps, const float *table, size_t rot,
+                 void *out, int bits, size_t out_head, uint32_t *over, struct CUstream_st *stream)
+{
+    float t[1024];
+    fake_touch(proj, stream->device), fake_touch(out, stream->device), fake_touch(table, stream->device);
+    for (size_t r = 0; r < n_row; r++)
+        for (size_t h = 0; h < n_head; h++) {
+            double sum = 0;
+            for (size_t i = 0; i < d; i++) {
+                t[i] = fake_get(proj, r * ld_proj + h * d + i, in_bits) + (bias ? bias[h * d + i] : 0);
+                sum += (double)t[i] * (double)t[i];
+            }
+            float f = (float)(1 / sqrt(sum / (double)d + (double)eps));
+            for (size_t i = 0; i < d && norm_w; i++) t[i] = t[i] * f * (norm_w[i] + w_add);
+            for (size_t i = 0; i < rot / 2 && table; i++) {
+                float a = t[i], b = t[i + rot / 2], c = table[r * rot + i], s = table[r * rot + rot / 2 + i];
+                t[i] = a * c - b * s, t[i + rot / 2] = b * c + a * s;
+            }
+            for (size_t i = 0; i < d; i++) {
+                uint32_t lost = fake_put(out, h * out_head + r * d + i, bits, t[i]);
+                if (over) over[h] += lost;
+            }
+        }
+    return fake_call();
+}
+int kv_gate_dev(size_t n_row, size_t n, int act, const void *gate, const void *up, int in_bits, size_t ld_in,
+                const float *gate_bias, void *out, int bits, struct CUstream_st *stream)
+{
+    fake_touch(gate, stream->device), fake_touch(out, stream->device);
+    for (size_t r = 0; r < n_row; r++)
+        for (size_t i = 0; i < n; i++) {
+            double g = (double)fake_get(gate, r * ld_in + i, in_bits) + (gate_bias ? (double)gate_bias[i] : 0);
+            double y = act == KV_GATE_SILU ? g / (1 + exp(-g))
+                                           : 0.5 * g * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)));
+            fake_put(out, r * n + i, bits, (float)(y * (up ? (double)fake_get(up, r * ld_in + i, in_bits) : 1)));
+        }
+    return fake_call();
+}
+int kv_add_dev(size_t n_row, size_t n, float *x, const void *y, int in_bits, size_t ld_y, const float *bias,
+               struct CUstream_st *stream)
+{
+    fake_touch(x, stream->device), fake_touch(y, stream->device);
+    for (size_t r = 0; r < n_row; r++)
+        for (size_t i = 0; i < n; i++)
+            x[r * n + i] += (y ? fake_get(y, r * ld_y + i, in_bits) : 0) + (bias ? bias[i] : 0);
+    return fake_call();
+}
+int kv_length_dev(size_t n_row, size_t n, const float *x, float *norm, struct CUstream_st *stream)
+{
+    fake_touch(x, stream->device), fake_touch(norm, stream->device);
+    for (size_t r = 0; r < n_row; r++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) sum += (double)x[r * n + i] * (double)x[r * n + i];
+        norm[r] = (float)sqrt(sum);
+    }
+    return fake_call();
+}
+int kv_cast_dev(size_t n, const float *src, void *dst, int bits, uint32_t *over, struct CUstream_st *stream)
+{
+    fake_touch(src, stream->device), fake_touch(dst, stream->device);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t lost = fake_put(dst, i, bits, src[i]);
+        if (over) *over += lost;
+    }
+    return fake_call();
+}
+int kv_softcap_dev(size_t n, float *x, float cap, struct CUstream_st *stream)
+{
+    fake_touch(x, stream->device);
+    for (size_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
+    return fake_call();
+}
+
+#endif

@@ -1,0 +1,283 @@
+/* test_cuda_engine.c - the CUDA engine on a device in memory (fake_gpu.h): what it records equals what the CPU records,
+ * whatever the architecture, the chunks, the number of devices and the number of calls; and whichever call to the
+ * device fails, the error is clean and nothing is left behind. */
+#include <pthread.h>
+
+#include "tests/fake_gpu.h"
+
+#include "capture/run.h"
+#include "tests/check.h"
+
+#include <unistd.h>
+
+#define GGUF "tests/golden/models/gguf/llama256/llama256.Q4_K_M.gguf"
+
+static char dir[64];
+
+static const char *in_dir(const char *name)
+{
+    static char path[8][128];
+    static int turn;
+    char *p = path[turn++ % 8];
+    snprintf(p, 128, "%s/%s", dir, name);
+    return p;
+}
+
+static kv_job job_of(uint32_t n, uint32_t p, uint32_t context, uint32_t greedy, uint32_t n_vocab)
+{
+    kv_job j = {.id = "job", .n_token = n, .n_prompt = p, .n_context = context, .n_greedy = greedy};
+    kv_rng r = {7};
+    j.token = calloc(n, sizeof *j.token), j.offset = calloc(n + 1, sizeof *j.offset), j.text = calloc(1, 1);
+    for (uint32_t i = 0; i < n - greedy; i++) j.token[i] = (uint32_t)(kv_rng_next(&r) % n_vocab);
+    return j;
+}
+
+static void job_done(kv_job *j)
+{
+    free(j->token), free(j->offset), free(j->text);
+}
+
+/* One capture; `engine` is used when not NULL. */
+static kv_status capture(const kv_model *m, kv_capture_request q, bool cuda, kv_engine **engine, kv_job j,
+                         const char *name, kv_capture_result *res, kv_error *err)
+{
+    kv_capture_plan p;
+    kv_capture_result own;
+    uint32_t *token = malloc(j.n_token * sizeof *token);
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    memcpy(token, j.token, j.n_token * sizeof *token);
+    q.cuda = cuda, q.engine = engine, j.token = token;
+    char *text = calloc(1, 1);
+    uint32_t *offset = calloc(j.n_token + 1, sizeof *offset);
+    j.text = text, j.offset = offset;
+    kv_status st = kv_capture_plan_open(m, &q, &j, &p, err);
+    if (!st) {
+        st = kv_capture_plan_run(&p, m, &q, &j, path, res ? res : &own, err);
+        kv_capture_plan_close(&p);
+    }
+    free(token), free(j.text), free(j.offset);
+    return st;
+}
+
+/* Every stream of a is in b and as large as `tol` allows. */
+static void compare(const char *what, const char *a_name, const char *b_name, double tol)
+{
+    static const kv_stream streams[] = {KV_S_Q,     KV_S_K,      KV_S_V,          KV_S_LSE, KV_S_ROWSTAT,
+                                        KV_S_XNORM, KV_S_COLSUM, KV_S_COLSUM_CTX, KV_S_MAP, KV_S_MAP_WINDOW,
+                                        KV_S_WO,    KV_S_NLL,    KV_S_LOGITS};
+    kv_trace *a = NULL, *b = NULL;
+    kv_error err = {""};
+    CHECKF(!kv_trace_open(in_dir(a_name), &a, &err) && !kv_trace_open(in_dir(b_name), &b, &err), "%s: %s", what,
+           err.msg);
+    if (!a || !b) goto out;
+    const kv_trace_info *i = kv_trace_get_info(a);
+    for (size_t s = 0; s < sizeof streams / sizeof *streams; s++) {
+        uint32_t width = kv_trace_width(a, streams[s]);
+        double worst = 0, size = 0;
+        bool whole = streams[s] == KV_S_NLL || streams[s] == KV_S_LOGITS, one = streams[s] == KV_S_XNORM;
+        CHECKF(kv_trace_width(b, streams[s]) == width, "%s: %s", what, kv_stream_name(streams[s]));
+        if (!width || streams[s] == KV_S_WO) continue;
+        float *x = malloc(2 * (size_t)width * sizeof *x);
+        for (uint32_t l = 0; l < (whole ? 1 : i->n_layer); l++)
+            for (uint32_t h = 0; h < (whole || one ? 1 : i->n_q_head); h++)
+                for (uint32_t r = 0; r < i->n_token; r++) {
+                    uint32_t layer = whole ? 0 : i->layer[l];
+                    bool have = kv_trace_has(a, streams[s], layer, h, r, r + 1);
+                    if (have != kv_trace_has(b, streams[s], layer, h, r, r + 1)) worst = INFINITY;
+                    if (!have) continue;
+                    if (kv_trace_read_f32(a, streams[s], layer, h, r, r + 1, x, &err) ||
+                        kv_trace_read_f32(b, streams[s], layer, h, r, r + 1, x + width, &err)) {
+                        worst = INFINITY;
+                        continue;
+                    }
+                    for (uint32_t c = 0; c < width; c++) {
+                        /* columns and token numbers: near ties may differ */
+                        if ((streams[s] == KV_S_ROWSTAT && c == 1) || (streams[s] == KV_S_LOGITS && c < width / 2))
+                            continue;
+                        double d = fabs((double)x[c] - (double)x[width + c]);
+                        if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
+                        size = fmax(size, fabs((double)x[c]));
+                    }
+                }
+        if (streams[s] == KV_S_MAP || streams[s] == KV_S_MAP_WINDOW) worst /= 50; /* f16 */
+        CHECKF(worst <= tol * fmax(size, 1), "%s: %s differs by %g of %g", what, kv_stream_name(streams[s]), worst,
+               size);
+        CHECKF(size > 0, "%s: %s is all zero", what, kv_stream_name(streams[s]));
+        free(x);
+    }
+    for (uint32_t l = 0; l < i->n_layer; l++) CHECK(kv_trace_has_wo(a, i->layer[l]) == kv_trace_has_wo(b, i->layer[l]));
+out:
+    kv_trace_close(a), kv_trace_close(b);
+}
+
+static bool same_content(const char *a_name, const char *b_name)
+{
+    kv_trace *a = NULL, *b = NULL;
+    bool same = !kv_trace_open(in_dir(a_name), &a, NULL) && !kv_trace_open(in_dir(b_name), &b, NULL) &&
+                !strcmp(kv_trace_content_sha256(a), kv_trace_content_sha256(b));
+    kv_trace_close(a), kv_trace_close(b);
+    return same;
+}
+
+static kv_engine *open_engine(const kv_model *m, kv_dtype dtype, uint32_t gpus, uint32_t chunk)
+{
+    kv_engine_options o = {.dtype = dtype, .threads = 2, .capacity = 8, .gpus = gpus, .chunk = chunk};
+    kv_engine *e = NULL;
+    kv_error err = {""};
+    CHECKF(kv_engine_open_cuda(m, &o, &e, &err) == KV_OK, "%s", err.msg);
+    return e;
+}
+
+/* CPU against device; chunks and devices against each other. */
+static void test_model(const char *path)
+{
+    kv_model *f32 = NULL, *stored = NULL;
+    kv_error err = {""};
+    CHECKF(!kv_model_open(path, KV_WEIGHTS_F32, 2, &f32, &err) &&
+               !kv_model_open(path, KV_WEIGHTS_STORED, 2, &stored, &err),
+           "%s", err.msg);
+    if (!f32 || !stored) return;
+    uint32_t rows[] = {0, 5, 6, 7, 40, 51}, layers[] = {0, f32->desc.n_layer - 1};
+    kv_job j = job_of(60, 50, 33, 0, f32->desc.n_vocab), greedy = job_of(60, 50, 0, 10, f32->desc.n_vocab);
+    kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F32, .wo = "embed", .threads = 2, .map_rows = 9};
+    kv_capture_result res;
+    fake.devices = 3;
+    q.logits = in_dir("l.npy"), q.logit_row = rows, q.n_logit_row = 6;
+
+    CHECKF(!capture(f32, q, false, NULL, j, "cpu.kvt", NULL, &err), "%s", err.msg);
+    CHECKF(!capture(stored, q, true, NULL, j, "gpu.kvt", &res, &err), "%s", err.msg);
+    compare("one chunk", "cpu.kvt", "gpu.kvt", 1e-5);
+    CHECK(res.engine.n_device == 1 && res.engine.device_bytes > res.engine.weight_bytes + res.engine.cache_bytes);
+    CHECK(fake.live == 0 && fake.strangers == 0);
+
+    kv_engine *e = open_engine(stored, KV_F32, 1, 16);
+    CHECKF(!capture(stored, q, true, &e, j, "chunks.kvt", NULL, &err), "%s", err.msg);
+    compare("chunks of 16", "cpu.kvt", "chunks.kvt", 1e-5);
+    /* the same engine for another job, a smaller level, all of the map, some layers */
+    q.level = KV_RECORD_OBS, q.map_rows = 0, q.map_full = true, q.layer = layers, q.n_layer = 2, q.logits = NULL;
+    CHECKF(!capture(f32, q, false, NULL, greedy, "cpu2.kvt", NULL, &err), "%s", err.msg);
+    CHECKF(!capture(stored, q, true, &e, greedy, "gpu2.kvt", NULL, &err), "%s", err.msg);
+    compare("greedy, level obs", "cpu2.kvt", "gpu2.kvt", 1e-5);
+    q.level = KV_RECORD_STATS, q.map_full = false, q.layer = NULL;
+    CHECKF(!capture(f32, q, false, NULL, j, "cpu3.kvt", NULL, &err), "%s", err.msg);
+    CHECKF(!capture(stored, q, true, &e, j, "gpu3.kvt", NULL, &err), "%s", err.msg);
+    compare("level stats", "cpu3.kvt", "gpu3.kvt", 1e-5);
+    kv_engine_close(e);
+    CHECK(fake.live == 0 && fake.strangers == 0);
+
+    /* devices */
+    q.level = KV_RECORD_QKV, q.map_rows = 9, q.dtype = KV_BF16, q.threads = 1;
+    CHECKF(!capture(stored, q, true, NULL, greedy, "one.kvt", NULL, &err), "%s", err.msg);
+    for (uint32_t n = 2; n <= 3 && n <= stored->desc.n_layer; n++) {
+        q.gpus = n, q.threads = n;
+        CHECKF(!capture(stored, q, true, NULL, greedy, "many.kvt", &res, &err), "%s", err.msg);
+        CHECKF(same_content("one.kvt", "many.kvt"), "%u devices", n);
+        CHECK(res.engine.n_device == n && fake.strangers == 0 && fake.live == 0);
+    }
+    q.gpus = 4;
+    CHECK(capture(stored, q, true, NULL, greedy, "x.kvt", NULL, &err) == KV_EMISUSE && strstr(err.msg, "--gpus 4"));
+    job_done(&j), job_done(&greedy);
+    kv_model_close(f32), kv_model_close(stored);
+}
+
+/* Every call to the device in turn is the first that fails. */
+static void test_failures(void)
+{
+    kv_model *m = NULL;
+    kv_error err = {""};
+    CHECK(!kv_model_open("synthetic:tiny-qwen", KV_WEIGHTS_STORED, 1, &m, &err));
+    kv_job j = job_of(12, 8, 5, 2, m->desc.n_vocab);
+    kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F16, .wo = "embed", .threads = 1, .gpus = 2};
+    fake.devices = 2, fake.fail_after = -1, fake.calls = 0;
+    CHECKF(!capture(m, q, true, NULL, j, "whole.kvt", NULL, &err), "%s", err.msg);
+    long calls = fake.calls;
+    int recovered = 0;
+    CHECK(calls > 500);
+    for (long k = 0; k < calls; k += k < 250 ? 3 : 17) {
+        fake.calls = 0, fake.fail_after = k;
+        kv_status st = capture(m, q, true, NULL, j, "failed.kvt", NULL, &err);
+        bool closing = k + 8 >= calls; /* all was written; what closing says makes no difference */
+        CHECKF(st == KV_EIO || st == KV_ENOMEM || (closing && !st), "call %ld of %ld: %d %s", k, calls, (int)st,
+               err.msg);
+        CHECKF(!st || strstr(err.msg, "GPU") || strstr(err.msg, "out of memory"), "call %ld: %s", k, err.msg);
+        CHECKF(fake.live == 0, "call %ld of %ld: %d left behind", k, calls, fake.live);
+        CHECK(!st == !access(in_dir("failed.kvt"), F_OK));
+        remove(in_dir("failed.kvt"));
+        if (strstr(err.msg, "recover")) recovered += !access(in_dir("failed.kvt.partial"), F_OK);
+        remove(in_dir("failed.kvt.partial"));
+    }
+    fake.fail_after = -1;
+    CHECKF(recovered > 10, "%d", recovered);
+    /* memory that ends at any size */
+    int refused = 0, done = 0;
+    for (size_t limit = 4096; !done && limit < (size_t)1 << 30; limit += limit / 3) {
+        fake.limit = limit;
+        kv_status st = capture(m, q, true, NULL, j, "full.kvt", NULL, &err);
+        CHECKF(st == KV_OK || (st == KV_ENOMEM && strstr(err.msg, "out of memory")), "%zu: %s", limit, err.msg);
+        CHECKF(fake.live == 0, "%zu bytes: %d left behind", limit, fake.live);
+        refused += st == KV_ENOMEM, done += st == KV_OK;
+    }
+    CHECK(refused > 5 && done == 1);
+    fake.limit = 0, fake.devices = 0;
+    CHECK(capture(m, q, true, NULL, j, "x.kvt", NULL, &err) == KV_EUNSUPPORTED && strstr(err.msg, "no CUDA device"));
+    fake.devices = 1;
+    job_done(&j);
+    kv_model_close(m);
+}
+
+/* What the engine says no to, and values that do not fit. */
+static kv_status attend(void *ctx, const kv_attn_view *a, bool *done, kv_error *err)
+{
+    (void)ctx, (void)a, (void)err;
+    *done = true;
+    return KV_OK;
+}
+
+static void test_refusals(void)
+{
+    kv_model *m = NULL;
+    kv_error err = {""};
+    uint32_t token[4] = {1, 2, 3, 4};
+    CHECK(!kv_model_open("synthetic:tiny", KV_WEIGHTS_STORED, 1, &m, &err));
+    kv_engine *e = open_engine(m, KV_F32, 1, 0);
+    kv_engine_hook hook = {.attend = attend};
+    CHECK(kv_engine_run(e, token, 4, &hook, NULL, &err) == KV_EUNSUPPORTED);
+    CHECK(kv_engine_run(e, token, 9, NULL, NULL, &err) == KV_EMISUSE && strstr(err.msg, "holds 0 of 8"));
+    token[2] = m->desc.n_vocab;
+    CHECK(kv_engine_run(e, token, 4, NULL, NULL, &err) == KV_EMISUSE && strstr(err.msg, "position 2"));
+    token[2] = 3;
+    /* the same logits in one call and in four, and again after a reset */
+    float *one = malloc(m->desc.n_vocab * sizeof *one), *four = malloc(m->desc.n_vocab * sizeof *four);
+    CHECKF(!kv_engine_run(e, token, 4, NULL, one, &err), "%s", err.msg);
+    kv_engine_reset(e);
+    for (int i = 0; i < 4; i++) CHECK(!kv_engine_run(e, token + i, 1, NULL, four, &err));
+    double worst = 0;
+    for (uint32_t i = 0; i < m->desc.n_vocab; i++) worst = fmax(worst, fabs((double)one[i] - (double)four[i]));
+    CHECKF(worst < 1e-4, "%g", worst);
+    kv_engine_close(e);
+    free(one), free(four);
+    /* keys beyond f16 */
+    m->layer[2].wk.random = 1e4f;
+    e = open_engine(m, KV_F16, 1, 0);
+    CHECK(kv_engine_run(e, token, 4, NULL, NULL, &err) == KV_EUNSUPPORTED);
+    CHECKF(strstr(err.msg, "layer 2") && strstr(err.msg, "values of K") && strstr(err.msg, "bf16"), "%s", err.msg);
+    kv_engine_close(e);
+    CHECK(fake.live == 0);
+    kv_model_close(m);
+}
+
+int main(void)
+{
+    snprintf(dir, sizeof dir, "/tmp/kv_cuda_XXXXXX");
+    if (!mkdtemp(dir)) return perror("mkdtemp"), 1;
+    test_model("synthetic:tiny");
+    test_model("synthetic:tiny-qwen");
+    test_model(GGUF);
+    test_failures();
+    test_refusals();
+    char *rm = kv_format("rm -rf '%s'", dir);
+    if (!rm || system(rm)) printf("could not remove %s\n", dir);
+    free(rm);
+    return kv_tally();
+}
