@@ -6,6 +6,7 @@
 #define KV_FAKE_GPU_H
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 

@@ -1,8 +1,6 @@
 /* test_cuda_engine.c - the CUDA engine on a device in memory (fake_gpu.h): what it records equals what the CPU records,
  * whatever the architecture, the chunks, the number of devices and the number of calls; and whichever call to the
  * device fails, the error is clean and nothing is left behind. */
-#include <pthread.h>
-
 #include "tests/fake_gpu.h"
 
 #include "capture/run.h"
