@@ -1,4 +1,4 @@
-"""traces/kvt.py against kv-trace cat on synthetic traces.
+"""traces/kvt.py, reader and writer, against kv-trace on synthetic traces.
 
 usage: kvt_check.py BUILD_DIR        from the repository root; last line: 'N passed, N failed'"""
 import json
@@ -56,7 +56,42 @@ with tempfile.TemporaryDirectory() as tmp:
     t = kvt.Trace(trace)
     check("tokens unsplit", np.array_equal(np.arange(70), t.read("tokens")))
     check("f32", all(np.array_equal(q[l, h], t.read("q", l, h)) for l in range(2) for h in range(4)))
+    # the writer: what it wrote is a sound trace, holds the same, and is cut into the same chunks as kv-trace's own
+    for dtype in ("f32", "f16", "bf16"):
+        n, rng = 2100, np.random.default_rng(2)
+        arrays = {s: rng.standard_normal((2, h, n, 16)).astype(np.float32) for s, h in (("q", 4), ("k", 2), ("v", 2))}
+        mine = f"{tmp}/{dtype}.kvt"
+        with kvt.Writer(mine, kvt.new_info(2, 4, 2, 16, n, "mine", dtype, prompt_tokens=2000), provenance={"by": "test"}) as w:
+            w.put("tokens", np.arange(n))
+            for l in range(2):
+                for s in "qkv":
+                    w.put(s, arrays[s][l], layer=l)
+            w.put("text", b"some text")
+            check("no file before the end", not os.path.exists(mine))
+        run("verify", "--deep", mine)
+        t = kvt.Trace(mine)
+        check("written content hash", json.loads(run("info", mine, "--json").stdout)["content_sha256"] == t.content_sha256())
+        check("written rows", all(np.abs(t.read(s, l, h) - arrays[s][l, h]).max() <= {"f32": 0, "f16": 2e-3, "bf16": 2e-2}[dtype]
+                                  for s in "qkv" for l in range(2) for h in range(2)))
+        check("zstd reads it", subprocess.run(["zstd", "-tq", mine]).returncode == 0)
+        if dtype == "bf16":
+            continue
+        for s in "qkv":
+            np.save(f"{tmp}/{s}.npy", arrays[s].astype(np.float16 if dtype == "f16" else np.float32))
+        run("import", "--q", tmp + "/q.npy", "--k", tmp + "/k.npy", "--v", tmp + "/v.npy", "--prompt-tokens", 2000, "-o", trace)
+        same = [{f: c[f] for f in ("layer", "token_first", "token_count", "planes", "check")} for c in t.chunks if c["name"] in "qkv"]
+        own = [{f: c[f] for f in same[0]} for c in kvt.Trace(trace).chunks if c["name"] in "qkv"]
+        check("chunks as kv-trace cuts them", same == own)
+    try:
+        with kvt.Writer(mine + "x", t.info) as w:
+            w.put("q", np.full((4, 10, 16), 1e6), layer=0, dtype="f16")
+        check("f16 overflow", False)
+    except kvt.Error:
+        check("a writer that failed leaves no file, and what recover needs", not os.path.exists(mine + "x") and os.path.exists(mine + "x.partial"))
     # damage is noticed: every byte of the head, the first chunk, the index and the footer
+    for s in "qkv":
+        np.save(f"{tmp}/{s}.npy", q if s == "q" else q[:, :2])
+    run("import", "--q", tmp + "/q.npy", "--k", tmp + "/k.npy", "--v", tmp + "/v.npy", "-o", trace)
     data = open(trace, "rb").read()
     at = [*range(0, 300, 7), *range(len(data) - 200, len(data), 3)]
     quiet = []

@@ -34,6 +34,7 @@ run command-line sh tests/cli/run.sh "$bin"
 run arrows sh -c 'sh tests/arrows.sh && echo "1 passed, 0 failed"'
 run readme sh tests/readme.sh "$bin"
 run kvt.py python3 tests/kvt_check.py "$bin"
+run hf-hook python3 tests/hf_check.py "$bin"
 run golden-models python3 tests/golden/drive_models.py "$bin" tests/golden/models gguf
 run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/models malformed
 for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}"; done
