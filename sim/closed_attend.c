@@ -44,34 +44,52 @@ static void gather_rows(const attend *t, const float *from, size_t stride, uint3
 }
 
 /* ------------------------------------------------------------------------------------------------ fixed sets */
+static uint32_t unit_of(const kv_layer *l, uint32_t n_unit, uint32_t q_head)
+{
+    return n_unit == 1 ? 0 : n_unit == l->n_kv_head ? q_head / l->group : q_head;
+}
+
+size_t kv_gather_kept(const kv_plan *plan, const kv_point *point, bool ranked, const kv_layer *l, uint32_t q_head,
+                      float *k, float *v)
+{
+    const kv_scene *sc = l->scene;
+    const kv_ranking *rk = point && ranked ? &plan->ranking[plan->ranking_of[point->spec]] : NULL;
+    size_t d = l->d, n = sc->n_cut, from = (size_t)(q_head / l->group) * sc->n_token * d;
+    const uint32_t *order = NULL;
+    if (rk) {
+        size_t at = (size_t)l->order * rk->n_unit + unit_of(l, rk->n_unit, q_head);
+        order = rk->order + at * sc->n_cut;
+        n = point->counts[at];
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t key = order ? order[i] : i;
+        memcpy(k + i * d, l->k + from + key * d, d * sizeof *k);
+        memcpy(v + i * d, l->v + from + key * d, d * sizeof *v);
+    }
+    return n;
+}
+
 /* One (branch, KV head): its query heads attend to the kept entries of the prompt and the branch's own rows. */
 static kv_status attend_fixed(attend *t, uint32_t branch, uint32_t kv, kv_error *err)
 {
     const kv_layer *l = &t->l;
     const kv_scene *sc = l->scene;
-    uint32_t R = t->b->n_row, L = sc->n_cut, unit = UINT32_MAX;
-    size_t d = l->d, room = (size_t)L + R, n = 0;
-    const kv_point *p = branch && t->evicts ? t->b->point[branch - 1] : NULL;
-    const kv_ranking *rk = p ? &t->b->plan->ranking[t->b->plan->ranking_of[p->spec]] : NULL;
-    const float *K = l->k + (size_t)kv * sc->n_token * d, *V = l->v + (size_t)kv * sc->n_token * d;
+    uint32_t R = t->b->n_row;
+    size_t d = l->d, room = (size_t)sc->n_cut + R, n = 0;
+    const kv_point *p = branch ? t->b->point[branch - 1] : NULL;
+    /* per query head: another set for every head */
+    bool each = p && t->evicts && t->b->plan->ranking[t->b->plan->ranking_of[p->spec]].n_unit > l->n_kv_head;
     float *k = NULL, *v = NULL, *q = NULL, *lse = NULL;
     kv_status st = kv_array(&k, room * d, sizeof *k, err);
     if (!st) st = kv_array(&v, room * d, sizeof *v, err);
     if (!st) st = kv_array(&q, R * d, sizeof *q, err);
     if (!st) st = kv_array(&lse, R, sizeof *lse, err);
     for (uint32_t g = 0; g < l->group && !st; g++) {
-        uint32_t h = kv * l->group + g, u = !rk || rk->n_unit == 1 ? 0 : rk->n_unit == l->n_kv_head ? kv : h;
-        if (u != unit || !g) { /* per query head: another set for every head */
-            const uint32_t *order = rk ? rk->order + ((size_t)l->order * rk->n_unit + u) * L : NULL;
-            n = rk ? p->counts[(size_t)l->order * rk->n_unit + u] : L;
-            for (size_t i = 0; i < n; i++) {
-                size_t at = order ? order[i] : i;
-                memcpy(k + i * d, K + at * d, d * sizeof *k);
-                memcpy(v + i * d, V + at * d, d * sizeof *v);
-            }
+        uint32_t h = kv * l->group + g;
+        if (!g || each) {
+            n = kv_gather_kept(t->b->plan, p, t->evicts, l, h, k, v);
             gather_rows(t, t->a->k, t->a->kv_stride, kv, branch, k + n * d);
             gather_rows(t, t->a->v, t->a->kv_stride, kv, branch, v + n * d);
-            unit = u;
         }
         gather_rows(t, t->a->q, t->a->n_row, h, branch, q);
         uint32_t window = t->evicts ? 0 : sc->info->window[l->index];
@@ -166,7 +184,7 @@ static kv_status attend_changing(attend *t, uint32_t kv, kv_error *err)
     if (!st) st = kv_array(&weight, N, sizeof *weight, err);
     for (uint32_t r = 0; r < t->b->n_row && !st; r++)
         for (uint32_t g = 0; g < l->group && !st; g++) {
-            uint32_t h = kv * l->group + g, u = U == 1 ? 0 : U == l->n_kv_head ? kv : h, n = 0;
+            uint32_t h = kv * l->group + g, u = unit_of(l, U, h), n = 0;
             uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
             /* Rows of the question, behind a cut at the context, see what the cut left and each other. */
             for (uint32_t i = 0; i <= row; i++)

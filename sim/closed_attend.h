@@ -15,6 +15,12 @@ typedef struct {
     double *stream_error; /* likewise */
 } kv_branches;
 
+/* Keys and values of the prompt's entries that a point keeps for one query head of layer l (loaded from the scene),
+ * [n][d] each, in the ranking's order; point NULL, or a layer that does not evict (ranked false): the whole prompt.
+ * k and v have room for n_cut rows. Returns n. */
+size_t kv_gather_kept(const kv_plan *plan, const kv_point *point, bool ranked, const kv_layer *l, uint32_t q_head,
+                      float *k, float *v);
+
 /* Fills a->out for every row of every branch, and this layer's errors when the layer evicts. */
 kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_error *err);
 

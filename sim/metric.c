@@ -57,6 +57,13 @@ const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
      "|nll of the full cache here - nll at capture|: the same model, its rows cut another way; mean over predictions. "
      "No delta_nll inside it is a loss; needs --model",
      "metrics.md 6.3 (9)"},
+    {"answer_found", "share", "higher",
+     "share of what the prompt's answer asks for that 64 greedy tokens under eviction hold: the strings of `answers`, "
+     "else the numbers of four digits and more in `answer`, else all of it; needs --model --generate",
+     "metrics.md 1.6 M6"},
+    {"first_divergence", "tokens", "higher",
+     "greedy tokens before the first that differs from the full cache's; 64 = none of 64; needs --model --generate",
+     "metrics.md 1.6 M6"},
 };
 
 static int ascending(const void *a, const void *b)

@@ -27,10 +27,13 @@ typedef enum {
     KV_M_CLOSED_HEAD_ERROR,
     KV_M_STREAM_ERROR,
     KV_M_NLL_NOISE,
+    KV_M_ANSWER_FOUND, /* and these when it answers by itself (generate.h) */
+    KV_M_FIRST_DIVERGENCE,
     KV_M_COUNT
 } kv_metric_id;
 
-#define KV_M_CLOSED ((1u << KV_M_COUNT) - (1u << KV_M_DELTA_NLL)) /* bits of those that need the model */
+#define KV_M_CLOSED    ((1u << KV_M_COUNT) - (1u << KV_M_DELTA_NLL)) /* bits of those that need the model */
+#define KV_M_GENERATED (1u << KV_M_ANSWER_FOUND | 1u << KV_M_FIRST_DIVERGENCE)
 
 typedef struct {
     const char *name, *unit, *better, *formula, *source;

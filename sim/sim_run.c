@@ -6,6 +6,7 @@
 #include "kernels/parallel.h"
 #include "sim/closed.h"
 #include "sim/commands.h"
+#include "sim/generate.h"
 #include "sim/oracle.h"
 #include "sim/replay.h"
 #include "sim/results.h"
@@ -36,6 +37,7 @@ static const char HELP[] =
     "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
     "      --backend B       auto or cpu\n"
     "      --model MODEL     run the model itself with the evicted cache: delta_nll, kl, top1_agree, top5_overlap\n"
+    "      --generate        with --model: let it answer by itself, 64 greedy tokens: answer_found, first_divergence\n"
     "\n"
     "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%,20% --db results.db\n"
     "  kv-sim run traces/samples/prose.kvt -p 'snapkv:window=16|32|64' -b auto --db results.db\n";
@@ -44,6 +46,7 @@ typedef struct {
     kv_request rq;
     const char *db, *metrics, *detail_name, *shard, *backend, *model_path;
     kv_model *model; /* NULL without --model */
+    bool generate;
     uint32_t jobs, shard_i, shard_n;
     unsigned wanted;
     int detail;
@@ -67,6 +70,9 @@ static kv_status resolve(options *o, kv_error *err)
     if (o->detail < 0) return kv_fail(err, KV_EMISUSE, "--detail '%s': want run, layer or head", o->detail_name);
     o->wanted = o->metrics ? 0 : (1u << KV_M_COUNT) - 1;
     if (!o->model_path) o->wanted &= ~KV_M_CLOSED;
+    if (!o->generate) o->wanted &= ~KV_M_GENERATED;
+    if (o->generate && !o->model_path)
+        return kv_fail(err, KV_EMISUSE, "--generate needs --model MODEL, the file the traces were captured with");
     const char *names[KV_M_COUNT];
     for (int m = 0; m < KV_M_COUNT; m++) names[m] = kv_metric_defs[m].name;
     for (const char *p = o->metrics; p && *p;) {
@@ -85,6 +91,8 @@ static kv_status resolve(options *o, kv_error *err)
     }
     if (!o->model_path && o->wanted & KV_M_CLOSED)
         return kv_fail(err, KV_EMISUSE, "--metrics %s: delta_nll, kl and the like need --model MODEL", o->metrics);
+    if (!o->generate && o->wanted & KV_M_GENERATED)
+        return kv_fail(err, KV_EMISUSE, "--metrics %s: answer_found and first_divergence need --generate", o->metrics);
     o->shard_n = 1;
     if (o->shard) {
         const char *slash = strchr(o->shard, '/');
@@ -180,6 +188,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_plan plan = {0};
     kv_replay rp = {0};
     kv_closed closed = {0};
+    kv_generated answers = {0};
     kv_spec *spec = NULL;
     kv_point *point = NULL;
     kv_value *value = NULL;
@@ -225,9 +234,14 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     }
     if (!st) st = kv_replay_run(&plan, point, n_point, o->wanted, o->jobs, tick, bar, &rp, err);
     kv_progress_end(bar), bar = NULL;
-    if (!st && o->wanted & KV_M_CLOSED) {
+    if (!st && o->wanted & KV_M_CLOSED & ~KV_M_GENERATED) {
         bar = kv_progress_start("closed loop", 1, "");
         st = kv_closed_run(&plan, point, n_point, o->model, o->jobs, closed_tick, bar, &closed, err);
+        kv_progress_end(bar), bar = NULL;
+    }
+    if (!st && o->wanted & KV_M_GENERATED) {
+        bar = kv_progress_start("answers", 1, "");
+        st = kv_generate(&plan, point, n_point, o->model, o->jobs, closed_tick, bar, &answers, err);
     }
     if (!st)
         st = kv_array(&value, kv_metric_room(sc.n_evict, sc.info->n_q_head) + KV_CLOSED_ROOM(sc.n_evict), sizeof *value,
@@ -295,6 +309,8 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
                                        sc.info->n_q_head, sc.n_row, shown, o->detail, value);
         if (closed.n_point)
             run.n_value += kv_closed_values(&closed, i, number, sc.n_evict, o->wanted, o->detail, value + run.n_value);
+        if (answers.n_point)
+            run.n_value += kv_generated_values(&answers, i, o->model, sc.info, o->wanted, value + run.n_value);
         if (!st && !run.n_value && shown)
             st = kv_fail(err, KV_ENOMEM, "out of memory");
         else if (!st)
@@ -312,6 +328,7 @@ out:
     for (size_t i = 0; i < n_point; i++) free(point[i].counts);
     kv_replay_free(&rp);
     kv_closed_free(&closed);
+    kv_generated_free(&answers);
     kv_plan_free(&plan);
     free(spec), free(point), free(value), free(id), free(number), free(tie);
     kv_scene_close(&sc);
@@ -347,6 +364,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                      {"gap", 0, KV_OPT_FLAG, &o.gap},
                      {"backend", 0, KV_OPT_STR, &o.backend},
                      {"model", 0, KV_OPT_STR, &o.model_path},
+                     {"generate", 0, KV_OPT_FLAG, &o.generate},
                      {"help", 'h', KV_OPT_FLAG, &help},
                      {0}};
     kv_status st = kv_cli_parse(argc, argv, opts, &rest, err);

@@ -6,7 +6,8 @@
 #include <unistd.h>
 
 #include "analyze/spawn.h"
-#include "sim/closed.h"
+#include "capture/tokenizer.h"
+#include "sim/generate.h"
 #include "sim/schedule.h"
 #include "tests/check.h"
 
@@ -286,6 +287,68 @@ static void test_full_is_free(const kv_model *m, const char *path)
     close_world(&w);
 }
 
+/* Free running, the plain way: before every token the whole sequence again, rows behind the prompt attending by two
+ * loops. The trace has N tokens; here the rows behind the prompt are the answer's. */
+static void test_generate(const kv_model *m, const char *path)
+{
+    static const char *const BUDGET[] = {"10"};
+    enum { LOOK = N - P };
+    world w;
+    kv_generated g;
+    open_world(&w, path, "snapkv:window=4,streaming,random:granularity=query_head,window=2,h2o:decode=h2o,window=4",
+               BUDGET, 1);
+    CHECKF(!kv_generate(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, &g, &err), "%s", err.msg);
+    CHECK(g.able[0] && g.able[2] && !g.able[3] && g.token[3 * g.n_step] == UINT32_MAX);
+    CHECK(kv_first_divergence(&g, g.n_point) == g.n_step);
+    for (size_t i = 0; i < 4; i++) {
+        const kv_point *p = i == 3 ? NULL : &w.point[i];
+        const uint32_t *got = g.token + (i == 3 ? g.n_point : i) * g.n_step;
+        bool same = true;
+        for (uint32_t t = 0; t < LOOK && same; t++) {
+            plain s = {.w = &w, .p = p};
+            run_plain(&s, m); /* rows behind position P + t - 1 hold old tokens, which nothing before them sees */
+            const double *l = s.logit + (size_t)(P - 1 + t) * s.n_vocab;
+            uint32_t best = 0;
+            for (uint32_t j = 1; j < s.n_vocab; j++)
+                if (l[j] > l[best]) best = j;
+            same = got[t] == best || (got[t] != UINT32_MAX && l[best] - l[got[t]] < 1e-4);
+            CHECKF(same, "point %zu step %u: token %u, plainly %u", i, t, got[t], best);
+            if (got[t] == UINT32_MAX) break;
+            w.token[P + t] = got[t];
+            free(s.logit), free(s.x);
+        }
+    }
+    kv_generated_free(&g);
+    close_world(&w);
+}
+
+/* What an answer must hold, from the prompt's metadata. */
+static void test_answers(const kv_model *m)
+{
+    static uint32_t token[KV_GENERATE_STEPS * 2];
+    kv_generated g = {.n_point = 1, .n_step = KV_GENERATE_STEPS, .token = token};
+    kv_tokens t;
+    const char text[] = "the code is 12345 and\n THE  end";
+    for (size_t i = 0; i < 2 * KV_GENERATE_STEPS; i++) token[i] = UINT32_MAX;
+    if (!m->tok || kv_tokenize(m->tok, text, strlen(text), false, false, &t, &err)) {
+        CHECK(!"a tokenizer that takes the text");
+        return;
+    }
+    for (size_t i = 0; i < t.n && i < KV_GENERATE_STEPS; i++) token[i] = t.id[i];
+    kv_tokens_free(&t);
+    kv_trace_info info = {.extra = "{\"prompt\":{\"answers\":[\"12345\",\"and the END\",\"absent\",\"code\"]}}"};
+    CHECK(kv_answer_found(&g, 0, m, &info) == 0.75);
+    info.extra = "{\"prompt\":{\"answer\":\"12345, 99999 or 7\"}}"; /* numbers of four digits and more */
+    CHECK(kv_answer_found(&g, 0, m, &info) == 0.5);
+    info.extra = "{\"prompt\":{\"answer\":\"Is 12345\"}}";
+    CHECK(kv_answer_found(&g, 0, m, &info) == 1);
+    info.extra = "{\"prompt\":{\"answer\":\"The End.\"}}";
+    CHECK(kv_answer_found(&g, 0, m, &info) == 0);
+    info.extra = "{}";
+    CHECK(isnan(kv_answer_found(&g, 0, m, &info)));
+    CHECK(kv_first_divergence(&g, 0) == 0);
+}
+
 static void test_refusals(kv_model *m, const char *path)
 {
     world w;
@@ -313,6 +376,8 @@ int main(void)
                            "streaming:decode=streaming,h2o:decode=h2o,window=4,tova:decode=tova,window=1,"
                            "criticalkv:window=4");
         test_full_is_free(m, path);
+        test_generate(m, path);
+        test_answers(m);
         test_refusals(m, path);
     }
     char *side = kv_format("rm -rf %s", dir);
