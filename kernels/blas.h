@@ -14,4 +14,7 @@ void kv_sgemm_nt(size_t m, size_t n, size_t k, float alpha, const float *a, size
 void kv_sgemm_nn(size_t m, size_t n, size_t k, float alpha, const float *a, size_t lda, const float *b, size_t ldb,
                  float beta, float *c, size_t ldc);
 
+/* For callers of other functions of OpenBLAS: it leaves threads to us from now on. */
+void kv_blas_one_thread(void);
+
 #endif

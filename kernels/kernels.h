@@ -51,10 +51,36 @@ bool kv_colsum(const kv_attn_shape *s, const float *q, const float *k, const flo
 bool kv_probs_ref(const kv_attn_shape *s, const float *q, const float *k, float *p);
 bool kv_probs(const kv_attn_shape *s, const float *q, const float *k, float *p);
 
+/* EXACT. The same rows for n_head heads that share keys, turned: p[j][h * n_row + r], n_key rows of p at stride ld, a
+ * multiple of 16 and >= n_head * n_row; the columns between are 0. Head h's queries [n_row][d] start at q + h * q_head.
+ * lse[h * n_row + r] = ln sum exp(score). What a walk reads (kv_walk). */
+bool kv_probs_turned_ref(const kv_attn_shape *s, size_t n_head, const float *q, size_t q_head, const float *k, float *p,
+                         size_t ld, float *lse);
+bool kv_probs_turned(const kv_attn_shape *s, size_t n_head, const float *q, size_t q_head, const float *k, float *p,
+                     size_t ld, float *lse);
+
 /* EXACT. order[0..n) = positions by (score descending, position ascending). NaN counts as lower than everything;
  * -0 equals +0. n < 2^32. */
 bool kv_rank_ref(size_t n, const float *score, uint32_t *order);
 bool kv_rank(size_t n, const float *score, uint32_t *order);
+
+/* EXACT. The next n keys of a walk along a ranking, order[0..n) its entries at..at+n-1, for all rows at once:
+ *   mass[r] += p[key][r]; cmass[r] += the same where flag[key];
+ *   part[r] = fmaf(p[key][r], v[key], part[r]); after every KV_WALK_BLOCK-th entry out[r] += part[r], part[r] = 0.
+ * p: rows of keys at stride ld, columns = query rows (kv_probs_turned); v [n_key][d]; mass, cmass [n_row] double; out,
+ * part [n_row][d]. A step of n is the same bytes as two steps of n1 + n2 = n: checkpoints cost nothing but the look at
+ * them. cmass NULL (then flag is not read) = not wanted; out NULL (then v and part are not read) = masses only. */
+enum { KV_WALK_BLOCK = 64 };
+void kv_walk_ref(size_t n_row, size_t d, const float *p, size_t ld, const float *v, size_t at, size_t n,
+                 const uint32_t *order, const uint8_t *flag, double *mass, double *cmass, float *out, float *part);
+void kv_walk(size_t n_row, size_t d, const float *p, size_t ld, const float *v, size_t at, size_t n,
+             const uint32_t *order, const uint8_t *flag, double *mass, double *cmass, float *out, float *part);
+/* EXACT. A look at a walk: o_hat = (out + part) / mass (0 where mass is 0), diff = o - o_hat, error2[r] = sum diff^2,
+ * dot[r] = sum o diff, both in double lanes as in kv_probs. diff NULL or rows at stride ld_diff. */
+void kv_walk_compare_ref(size_t n_row, size_t d, const double *mass, const float *out, const float *part,
+                         const float *o, double *error2, double *dot, float *diff, size_t ld_diff);
+void kv_walk_compare(size_t n_row, size_t d, const double *mass, const float *out, const float *part, const float *o,
+                     double *error2, double *dot, float *diff, size_t ld_diff);
 
 /* CLOSE. What a prefix of a ranking keeps, at all checkpoints in one pass.
  * n_row query rows q [n_row][d] with lse [n_row] of their full attention (rows of all query heads of a group may be
@@ -76,6 +102,15 @@ bool kv_prefix(size_t n_row, size_t d, const float *q, const float *lse, float s
 /* CLOSE. norm[r] = || w x[r] ||_2 for rows x [n_row][n_in], w [n_out][n_in]: layer error through W_O. */
 bool kv_project_norm_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
+
+/* CLOSE. The same where w[o][i] is 0 for i < o (those elements are not read) and n_out <= n_in: half the products. */
+bool kv_project_norm_upper_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
+bool kv_project_norm_upper(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
+/* CLOSE. The triangular factor of w [n_out][n_in]: r [min(n_out, n_in)][n_in], 0 below its diagonal, with ||r x|| =
+ * ||w x|| for every x (w = q r, the columns of q orthonormal). Work in double, about 2 n_out n_in^2 operations, as
+ * long as w is not wider than high. */
+bool kv_triangle_ref(size_t n_out, size_t n_in, const float *w, float *r);
+bool kv_triangle(size_t n_out, size_t n_in, const float *w, float *r);
 
 /* EXACT. norm[r] = sum over outputs of |w x[r]|: rows x [n_row][n_in], w n_out rows of n_in at stride ld_w. Each output
  * is a chain acc = fmaf(x[k], w[k], acc), k ascending; their sum in eight double lanes as in kv_probs. */

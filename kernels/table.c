@@ -225,6 +225,64 @@ static void check_prefix(const kv_kernel *self, const kv_case *c, uint64_t seed,
     free(q), free(k), free(x), free(lse), free(base), free(rank), free(out), free(mass), free(order), free(flag);
 }
 
+static void check_turned(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    (void)self;
+    kv_attn_shape s = shape_of(c);
+    size_t heads = c->d % 3 + 1, q_head = c->n_row * c->d + 5, n = heads * c->n_row,
+           ld = (n + 15) / 16 * 16 + (c->kind == 2 ? 16 : 0), all = c->n_key * ld;
+    float *q = normals(&seed, heads * q_head, query_factor(c)), *k = normals(&seed, c->n_key * c->d, 1);
+    float *p = normals(&seed, 2 * (all + n), 1), *want = p + all + n;
+    if (q && k && p) {
+        if (!kv_probs_turned(&s, heads, q, q_head, k, p, ld, p + all) ||
+            !kv_probs_turned_ref(&s, heads, q, q_head, k, want, ld, want + all))
+            fail(v, "out of memory");
+        same_bytes("p and lse", p, want, (all + n) * sizeof *p, v);
+    } else {
+        fail(v, "out of memory");
+    }
+    free(q), free(k), free(p);
+}
+
+/* A walk in uneven steps against one in a single step, with a look after each. kind: 1 masses only */
+static void check_walk(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    (void)self;
+    size_t m = c->n_row, d = c->d, n = c->n_key, ld = m + 7, ld_diff = d + 2;
+    float *p = normals(&seed, n * ld, 1), *x = normals(&seed, n * d, 1), *rank = normals(&seed, n, 1);
+    float *o = normals(&seed, m * d, 1), *f = normals(&seed, 2 * m * (2 * d + ld_diff), 1);
+    double *sum = malloc((8 * m + 1) * sizeof *sum);
+    uint32_t *order = malloc((n + 1) * sizeof *order);
+    uint8_t *flag = malloc(n + 1);
+    if (p && x && rank && o && f && sum && order && flag && kv_rank(n, rank, order)) {
+        float *out[2] = {f, f + m * d}, *part[2] = {f + 2 * m * d, f + 3 * m * d},
+              *diff[2] = {f + 4 * m * d, f + 4 * m * d + m * ld_diff};
+        memcpy(out[1], out[0], m * d * sizeof *f), memcpy(diff[1], diff[0], m * ld_diff * sizeof *f);
+        for (size_t i = 0; i < 2 * m * d; i++) part[0][i] = 0; /* both */
+        for (size_t i = 0; i < n; i++) flag[i] = next(&seed) % 3 == 0;
+        for (size_t r = 0; r < m; r++) sum[r] = sum[m + r] = (double)r / (double)m, sum[2 * m + r] = sum[3 * m + r] = 0;
+        bool only = c->kind == 1;
+        for (size_t at = 0, to; at < n; at = to) {
+            to = at + 1 + next(&seed) % 100;
+            if (to > n) to = n;
+            kv_walk(m, d, p, ld, only ? NULL : x, at, to - at, order + at, flag, sum, sum + 2 * m, only ? NULL : out[0],
+                    only ? NULL : part[0]);
+        }
+        kv_walk_ref(m, d, p, ld, x, 0, n, order, flag, sum + m, sum + 3 * m, only ? NULL : out[1], part[1]);
+        same_bytes("mass", sum, sum + m, m * sizeof *sum, v);
+        same_bytes("cmass", sum + 2 * m, sum + 3 * m, m * sizeof *sum, v);
+        same_bytes("out", out[0], out[1], m * d * sizeof *f, v);
+        same_bytes("part", part[0], part[1], m * d * sizeof *f, v);
+        kv_walk_compare(m, d, sum, out[0], part[0], o, sum + 4 * m, sum + 5 * m, only ? NULL : diff[0], ld_diff);
+        kv_walk_compare_ref(m, d, sum, out[0], part[0], o, sum + 6 * m, sum + 7 * m, only ? NULL : diff[1], ld_diff);
+        same_bytes("error2 and dot", sum + 4 * m, sum + 6 * m, 2 * m * sizeof *sum, v);
+        same_bytes("diff", diff[0], diff[1], m * ld_diff * sizeof *f, v);
+    } else {
+        fail(v, "out of memory");
+    }
+    free(p), free(x), free(rank), free(o), free(f), free(sum), free(order), free(flag);
+}
+
 static void check_project(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
 {
     float *x = normals(&seed, c->n_row * c->d, 1), *w = normals(&seed, c->n_key * c->d, 1);
@@ -238,6 +296,32 @@ static void check_project(const kv_kernel *self, const kv_case *c, uint64_t seed
         fail(v, "out of memory");
     }
     free(x), free(w), free(norm);
+}
+
+/* kind 1: w without full rank, where r is not unique and only its norms are compared */
+static void check_triangle(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    size_t out = c->n_key, in = c->d, k = out < in ? out : in;
+    float *x = normals(&seed, c->n_row * in, 1), *w = normals(&seed, out * in, 1), *r = malloc((2 * k * in + 1) * 4);
+    double *norm = malloc((3 * c->n_row + 1) * sizeof *norm);
+    if (x && w && r && norm) {
+        for (size_t i = 0; i < out * in && c->kind == 1; i++) w[i] = i / in % 3 == 2 ? w[i % in] : w[i];
+        for (size_t i = 0; i < out && c->kind == 1; i++) w[i * in + in / 2] = 0;
+        if (!kv_triangle(out, in, w, r) || !kv_triangle_ref(out, in, w, r + k * in) ||
+            !kv_project_norm_ref(c->n_row, in, out, x, w, norm) ||
+            !kv_project_norm_upper(c->n_row, in, k, x, r, norm + c->n_row) ||
+            !kv_project_norm_upper_ref(c->n_row, in, k, x, r + k * in, norm + 2 * c->n_row))
+            fail(v, "out of memory");
+        if (c->kind != 1) kv_compare("r", k * in, r, r + k * in, self->tol, v);
+        for (size_t i = 0; i < k; i++)
+            for (size_t j = 0; j < i; j++)
+                if (r[i * in + j] != 0) fail(v, "not a triangle");
+        compare_d("norm through r", c->n_row, norm + c->n_row, norm, self->tol, v);
+        compare_d("norm through the definition's r", c->n_row, norm + 2 * c->n_row, norm, self->tol, v);
+    } else {
+        fail(v, "out of memory");
+    }
+    free(x), free(w), free(r), free(norm);
 }
 
 static void check_project_l1(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
@@ -455,9 +539,18 @@ static const kv_case prefix_cases[] = {{.n_row = 1, .n_key = 1, .d = 64},
                                        {.n_row = 300, .n_key = 515, .d = 32, .softcap = 30},
                                        {.n_row = 17, .n_key = 256, .d = 128, .kind = 2},
                                        {.n_row = 5, .n_key = 37, .d = 80, .kind = 2}};
+static const kv_case walk_cases[] = {
+    {.n_row = 1, .n_key = 1, .d = 64},     {.n_row = 192, .n_key = 1000, .d = 64},
+    {.n_row = 35, .n_key = 640, .d = 128}, {.n_row = 40, .n_key = 515, .d = 80, .kind = 1},
+    {.n_row = 17, .n_key = 256, .d = 37},  {.n_row = 5, .n_key = 37, .d = 7}};
 static const kv_case matmul_cases[] = {{.n_row = 1, .n_key = 1, .d = 1},      {.n_row = 1, .n_key = 600, .d = 577},
                                        {.n_row = 3, .n_key = 257, .d = 64},   {.n_row = 300, .n_key = 300, .d = 100},
                                        {.n_row = 256, .n_key = 512, .d = 31}, {.n_row = 2, .n_key = 3, .d = 0}};
+static const kv_case triangle_cases[] = {{.n_row = 1, .n_key = 1, .d = 1},
+                                         {.n_row = 300, .n_key = 192, .d = 192},
+                                         {.n_row = 20, .n_key = 300, .d = 101},
+                                         {.n_row = 20, .n_key = 101, .d = 300},
+                                         {.n_row = 20, .n_key = 97, .d = 97, .kind = 1}};
 static const kv_case norm_cases[] = {{.n_row = 1, .d = 1}, {.n_row = 3, .d = 576}, {.n_row = 2, .d = 37}};
 static const kv_case rope_cases[] = {{.n_row = 1, .d = 64, .window = 64, .row0 = 131071},
                                      {.n_row = 200, .d = 64, .window = 64, .row0 = 4000},
@@ -478,11 +571,14 @@ const kv_kernel kv_kernel_table[] = {
     ROW("attention", KV_CLOSE, 5e-6, attn_cases, check_attention, NULL),
     ROW("colsum", KV_EXACT, 0, attn_cases, check_colsum, NULL),
     ROW("probs", KV_EXACT, 0, attn_cases, check_probs, NULL),
+    ROW("probs_turned", KV_EXACT, 0, attn_cases, check_turned, NULL),
+    ROW("walk", KV_EXACT, 0, walk_cases, check_walk, NULL),
     ROW("rank", KV_EXACT, 0, rank_cases, check_rank, NULL),
     ROW("prefix", KV_CLOSE, 3e-6, prefix_cases, check_prefix, NULL),
     ROW("entropy", KV_EXACT, 0, matmul_cases, check_entropy, NULL),
     ROW("project_l1", KV_EXACT, 0, matmul_cases, check_project_l1, NULL),
     ROW("project_norm", KV_CLOSE, 1e-6, matmul_cases, check_project, NULL),
+    ROW("triangle", KV_CLOSE, 1e-6, triangle_cases, check_triangle, NULL),
     ROW("matmul", KV_CLOSE, 2e-6, matmul_cases, check_matmul, NULL),
     ROW("rmsnorm", KV_CLOSE, 3e-7, norm_cases, check_rmsnorm, NULL),
     ROW("rope", KV_CLOSE, 3e-7, rope_cases, check_rope, NULL),

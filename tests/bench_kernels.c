@@ -96,6 +96,24 @@ static bool prefix(const args *a)
     return kv_prefix(a->m, a->d, g.q, g.lse, 0.125f, 0, g.k, g.v, a->n, g.order, a->extra, g.check, NULL, NULL, NULL,
                      g.mass, NULL, a->flag ? g.out : NULL);
 }
+static bool turned(const args *a)
+{
+    kv_attn_shape s = {.n_row = a->m / 3, .n_key = a->n, .d = a->d, .row0 = a->n, .scale = 0.125f};
+    return kv_probs_turned(&s, 3, g.q, s.n_row * a->d, g.k, g.out, a->m, g.lse);
+}
+static bool walk(const args *a)
+{
+    size_t at = 0, rows = a->m * a->d;
+    memset(g.stat, 0, 2 * rows * sizeof *g.stat), memset(g.mass, 0, a->m * sizeof *g.mass);
+    for (size_t c = 0; c < a->extra; c++) {
+        size_t to = (size_t)((double)a->n * pow(0.01, 1 - (double)(c + 1) / (double)a->extra));
+        kv_walk(a->m, a->d, g.out, a->m, g.v, at, to - at, g.order + at, NULL, g.mass, NULL, a->flag ? g.stat : NULL,
+                g.stat + rows);
+        if (a->flag) kv_walk_compare(a->m, a->d, g.mass, g.stat, g.stat + rows, g.q, g.acc, g.acc + a->m, NULL, 0);
+        at = to;
+    }
+    return true;
+}
 static bool gemm(const args *a)
 {
     kv_sgemm_nt(a->m, a->n, a->d, 1, g.q, a->d, g.w, a->d, 0, g.out, a->n);
@@ -108,6 +126,14 @@ static bool matmul(const args *a)
 static bool project(const args *a)
 {
     return kv_project_norm(a->m, a->d, a->n, g.q, g.w, g.mass);
+}
+static bool project_upper(const args *a)
+{
+    return kv_project_norm_upper(a->m, a->d, a->n, g.q, g.w, g.mass);
+}
+static bool triangle(const args *a)
+{
+    return kv_triangle(a->n, a->d, g.w, g.out);
 }
 static bool rmsnorm(const args *a)
 {
@@ -177,6 +203,16 @@ static void prefix_rows(void)
     bench("prefix_mass_64", "384x8192x64", flops * 2, "GFLOP/s", prefix, (args){384, 8192, 64, 64, 0, false});
 }
 
+static void walk_rows(void)
+{
+    double flops = 384. * 8192 * 64 / 1e9;
+    bench("probs_turned", "384x8192x64", flops * 2, "GFLOP/s", turned, (args){384, 8192, 64, 0, 0, false});
+    bench("walk_1", "384x8192x64", flops * 2, "GFLOP/s", walk, (args){384, 8192, 64, 1, 0, true});
+    bench("walk_64", "384x8192x64", flops * 2, "GFLOP/s", walk, (args){384, 8192, 64, 64, 0, true});
+    bench("walk_mass_1", "384x8192x64", 384. * 8192 / 1e9, "Gadd/s", walk, (args){384, 8192, 64, 1, 0, false});
+    bench("walk_mass_64", "384x8192x64", 384. * 8192 / 1e9, "Gadd/s", walk, (args){384, 8192, 64, 64, 0, false});
+}
+
 static void product_rows(void)
 {
     static const size_t s[][3] = {{1024, 576, 576}, {1024, 1536, 576}, {1024, 576, 1536}, {2048, 2048, 2048}};
@@ -194,6 +230,9 @@ static void product_rows(void)
     bench("matmul_decode_2", "1x4096x2048", 4. * 4096 * 2048 / 1e9, "GB/s", matmul, (args){1, 4096, 2048, 2, 0, false});
     bench("project_norm", "2048x576x576", 2. * 2048 * 576 * 576 / 1e9, "GFLOP/s", project,
           (args){2048, 576, 576, 0, 0, false});
+    bench("project_norm_upper", "2048x576x576", 2. * 2048 * 576 * 577 / 2 / 1e9, "GFLOP/s", project_upper,
+          (args){2048, 576, 576, 0, 0, false});
+    bench("triangle", "576x576", 4. / 3 * 576 * 576 * 576 / 1e9, "GFLOP/s", triangle, (args){0, 576, 576, 0, 0, false});
 }
 
 static void row_rows(void)
@@ -239,6 +278,7 @@ int main(int argc, char **argv)
     printf("name,shape,median_ms,min_ms,rate,unit\n");
     attention_rows();
     prefix_rows();
+    walk_rows();
     product_rows();
     row_rows();
     return 0; /* the system takes the arrays back */
