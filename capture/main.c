@@ -6,6 +6,7 @@
 
 #include "capture/model.h"
 #include "capture/run.h"
+#include "capture/tasks.h"
 #include "capture/tokenizer.h"
 #include "kernels/gpu.h"
 #include "kernels/parallel.h"
@@ -19,6 +20,8 @@ static const char help[] =
     "usage: kv-capture run -m MODEL (--text S | --file F | --tokens T.json | --prompts P.jsonl) -o OUT.kvt|DIR "
     "[options]\n"
     "       kv-capture info -m MODEL [--json]\n"
+    "       kv-capture prompts --kind needle|multikey|vartrack -o P.jsonl [--count N] [--words N] [--depth P] "
+    "[--digits N] [--seed S]\n"
     "       kv-capture tokenize -m MODEL (--text S | --file F) [--special] [--chat NAME] [--json]\n"
     "\n"
     "Runs a model and records what its attention consumed and produced. MODEL is a GGUF file, or "
@@ -52,10 +55,16 @@ static const char help[] =
     "      --dry-run           print the size of every stream and stop\n"
     "      --json              sizes, or what was done: seconds, bytes, memory, how busy each stage was\n"
     "      --logits F.npy      logits as float32 [rows, vocabulary]; --logits-rows 0,1,100:110\n"
+    "      --kind K            prompts: a needle, two of eight needles, or chains of variables, in made-up text of "
+    "--words (800)\n"
+    "                          words; --count (8) prompts; the first statement at --depth percent (default: spread); "
+    "values of\n"
+    "                          --digits (7) digits; evidence, question and answer are in the set; --seed (1)\n"
     "      --help, --version\n"
     "\n"
     "  kv-capture run -m model.gguf --text 'The quick brown fox' -o fox.kvt\n"
-    "  kv-capture run -m model.gguf --prompts prompts.jsonl --record obs -o traces/\n";
+    "  kv-capture run -m model.gguf --prompts prompts.jsonl --record obs -o traces/\n"
+    "  kv-capture prompts --kind multikey --words 3000 --count 20 -o needles.jsonl\n";
 
 typedef struct {
     const char *model, *output, *text, *file, *tokens, *prompts, *only;
@@ -63,6 +72,7 @@ typedef struct {
     uint32_t prompt_tokens, decode, gpus, threads;
     uint64_t max_bytes;
     bool special, dry_run, json;
+    kv_task_request task;
 } options;
 
 /* ------------------------------------------------------------------------------------------------ small parsers */
@@ -634,19 +644,29 @@ out:
     return st;
 }
 
+static kv_status cmd_prompts(const options *o, const kv_list *rest, kv_error *err)
+{
+    if (rest->n) return kv_fail(err, KV_EMISUSE, "unexpected argument '%s'", rest->v[0]);
+    if (!o->task.kind) return kv_fail(err, KV_EMISUSE, "prompts needs --kind needle, multikey or vartrack");
+    if (!o->output) return kv_fail(err, KV_EMISUSE, "prompts needs -o P.jsonl");
+    return kv_tasks_write(&o->task, o->output, err);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
         const char *name;
         kv_status (*run)(const options *, const kv_list *, kv_error *);
-    } command[] = {{"run", cmd_run}, {"info", cmd_info}, {"tokenize", cmd_tokenize}};
-    static const char *const names[] = {"run", "info", "tokenize"};
+    } command[] = {{"run", cmd_run}, {"info", cmd_info}, {"tokenize", cmd_tokenize}, {"prompts", cmd_prompts}};
+    static const char *const names[] = {"run", "info", "tokenize", "prompts"};
+    enum { N_COMMAND = sizeof names / sizeof *names };
     options o = {.record = "qkv", .wo = "auto", .backend = "auto"};
     bool want_help = false, want_version = false;
     kv_list rest = {0};
     kv_error err = {""};
     kv_status st;
 
+    o.task = (kv_task_request){.count = 8, .words = 800, .depth = -1, .digits = 7, .seed = 1};
     o.decode = KV_JOB_DECODE_ALL, o.max_bytes = MAX_BYTES_DEFAULT;
     const kv_opt opts[] = {{"model", 'm', KV_OPT_STR, &o.model},
                            {"output", 'o', KV_OPT_STR, &o.output},
@@ -672,6 +692,12 @@ int main(int argc, char **argv)
                            {"json", 0, KV_OPT_FLAG, &o.json},
                            {"logits", 0, KV_OPT_STR, &o.logits},
                            {"logits-rows", 0, KV_OPT_STR, &o.logits_rows},
+                           {"kind", 0, KV_OPT_STR, &o.task.kind},
+                           {"count", 0, KV_OPT_U32, &o.task.count},
+                           {"words", 0, KV_OPT_U32, &o.task.words},
+                           {"depth", 0, KV_OPT_F64, &o.task.depth},
+                           {"digits", 0, KV_OPT_U32, &o.task.digits},
+                           {"seed", 0, KV_OPT_U64, &o.task.seed},
                            {"help", 'h', KV_OPT_FLAG, &want_help},
                            {"version", 0, KV_OPT_FLAG, &want_version},
                            {0}};
@@ -684,10 +710,10 @@ int main(int argc, char **argv)
         goto out;
     }
     size_t c = 0;
-    while (rest.n && c < 3 && strcmp(rest.v[0], command[c].name)) c++;
-    if (!rest.n || c == 3) {
-        const char *near = rest.n ? kv_nearest(rest.v[0], names, 3) : NULL;
-        st = !rest.n ? kv_fail(&err, KV_EMISUSE, "no command: use run, info or tokenize")
+    while (rest.n && c < N_COMMAND && strcmp(rest.v[0], command[c].name)) c++;
+    if (!rest.n || c == N_COMMAND) {
+        const char *near = rest.n ? kv_nearest(rest.v[0], names, N_COMMAND) : NULL;
+        st = !rest.n ? kv_fail(&err, KV_EMISUSE, "no command: use run, info, tokenize or prompts")
                      : kv_fail(&err, KV_EMISUSE, "unknown command '%s'%s%s%s", rest.v[0],
                                near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
         goto out;
