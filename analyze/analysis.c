@@ -8,11 +8,24 @@
 
 const char *const kv_default_metrics[] = {"layer_error", "recall", NULL};
 
+kv_analysis kv_analysis_defaults(void)
+{
+    return (kv_analysis){.db = "results.db",
+                         .margin = NAN,
+                         .difference = NAN,
+                         .layer = UINT32_MAX,
+                         .head = UINT32_MAX,
+                         .out = stdout,
+                         .talk = stderr};
+}
+
 kv_status kv_analysis_open(const kv_analysis *a, kv_db **db, kv_selection *s, kv_error *err)
 {
     kv_status st = kv_db_open(a->db, db, err);
     if (st) return st;
     st = kv_selection_init(*db, &a->policies, &a->budgets, &a->traces, &a->categories, a->model, s, err);
+    if (!st) st = kv_selection_variant(*db, s, a->granularity, a->page, a->cut, err);
+    if (st) kv_selection_free(s);
     if (st) kv_db_close(*db), *db = NULL;
     return st;
 }
@@ -32,10 +45,25 @@ void kv_print_note(FILE *talk, const kv_group_note *note)
     if (note->n_max == 1) fputs("note: one prompt only, so there are no intervals\n", talk);
 }
 
+void kv_print_left_out(FILE *talk, const kv_error *err)
+{
+    fputs("left out: ", talk);
+    kv_put_plain(talk, err->msg, strlen(err->msg));
+    fputs("\n", talk);
+}
+
 void kv_print_interval_line(FILE *f)
 {
-    fprintf(f, "%g%% interval over prompts: percentile bootstrap, %u resamples, seed %u", KV_BOOT_LEVEL * 100,
-            KV_BOOT_RESAMPLES, KV_BOOT_SEED);
+    fprintf(f, "%g%% interval over prompts: BCa bootstrap (percentile from %u prompts on), %u resamples, seed %u",
+            KV_BOOT_LEVEL * 100, KV_BOOT_BCA_BELOW, KV_BOOT_RESAMPLES, KV_BOOT_SEED);
+}
+
+void kv_print_interval_json(FILE *f)
+{
+    fprintf(f,
+            "{\"level\": %g, \"method\": \"bootstrap over prompts: BCa below %u prompts, percentile from there on\", "
+            "\"resamples\": %u, \"seed\": %u}",
+            KV_BOOT_LEVEL, KV_BOOT_BCA_BELOW, KV_BOOT_RESAMPLES, KV_BOOT_SEED);
 }
 
 kv_status kv_print_data(const kv_analysis *a, const char *metric, kv_sheet *s, kv_error *err)
@@ -52,10 +80,9 @@ kv_status kv_print_data(const kv_analysis *a, const char *metric, kv_sheet *s, k
     }
     fputs("{\"metric\": ", a->out);
     kv_put_json(a->out, metric, strlen(metric));
-    fprintf(a->out,
-            ", \"interval\": {\"level\": %g, \"method\": \"percentile bootstrap over prompts\", \"resamples\": %u, "
-            "\"seed\": %u},\n \"rows\": ",
-            KV_BOOT_LEVEL, KV_BOOT_RESAMPLES, KV_BOOT_SEED);
+    fputs(", \"interval\": ", a->out);
+    kv_print_interval_json(a->out);
+    fputs(",\n \"rows\": ", a->out);
     kv_print_json(a->out, s);
     fputs("}\n", a->out);
     return KV_OK;
@@ -113,4 +140,39 @@ kv_status kv_items(const kv_list *l, bool spec, const char *option, size_t max, 
             s++;
         }
     return KV_OK;
+}
+
+kv_status kv_set_text(kv_sheet *s, size_t row, const char *col, const char *text, kv_error *err)
+{
+    return kv_sheet_text(s, kv_sheet_at(s, row, kv_sheet_find(s, col)), text, strlen(text), err);
+}
+
+void kv_set_real(kv_sheet *s, size_t row, const char *col, double v)
+{
+    *kv_sheet_at(s, row, kv_sheet_find(s, col)) = isfinite(v) ? kv_real(v) : (kv_cell){.kind = KV_CELL_NULL};
+}
+
+void kv_set_int(kv_sheet *s, size_t row, const char *col, int64_t v)
+{
+    *kv_sheet_at(s, row, kv_sheet_find(s, col)) = kv_int(v);
+}
+
+const char *kv_p_text(double p, char buffer[16])
+{
+    if (!(p == p))
+        snprintf(buffer, 16, "-");
+    else if (p < 1e-6)
+        snprintf(buffer, 16, "< 1e-6");
+    else
+        snprintf(buffer, 16, p < 0.001 ? "%.1e" : p < 0.1 ? "%.4f" : "%.2f", p);
+    return buffer;
+}
+
+const char *kv_bytes_text(double bytes, char buffer[24])
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int k = 0;
+    while (bytes >= 1024 && k < 4) bytes /= 1024, k++;
+    snprintf(buffer, 24, "%.*f %s", k && bytes < 100 ? bytes < 10 ? 2 : 1 : 0, bytes, unit[k]);
+    return buffer;
 }

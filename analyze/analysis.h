@@ -12,8 +12,13 @@ typedef struct {
     kv_output format;
     const char *metric, *model;                    /* NULL = default, all */
     kv_list policies, budgets, traces, categories; /* as given; empty = all */
+    const char *granularity, *cut, *page;          /* only runs with these; NULL = all */
     const char *what;                              /* export: run | metric | slots */
-    const char *folder, *trace_file;               /* plot */
+    const char *baseline;                          /* compare, power, heads: policy on the other side */
+    double margin, difference;                     /* NaN = not given */
+    double tie;                                    /* compare: differences up to this are ties */
+    bool common, any_build, first;                 /* kv_allow; merge: where results differ, the first file's */
+    const char *folder, *trace_file;               /* plot; merge, report: the file to write */
     const char *html;                              /* text: a page instead of the terminal */
     kv_list text_policies;                         /* report: whose kept words are shown */
     uint32_t layer, head; /* plot attention; UINT32_MAX = not given: the middle layer, head 0 */
@@ -24,11 +29,23 @@ typedef struct {
 kv_status kv_cmd_summary(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_curve(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_layers(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_compare(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_power(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_recommend(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_heads(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_predict(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_merge(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_export(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_text(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_report(const kv_analysis *a, kv_error *err);
 
+/* What --help prints; the text of one command, or kv_help for a name that is none. */
+extern const char kv_help[];
+const char *kv_help_of(const char *command);
+
+/* The options as a command without any has them. */
+kv_analysis kv_analysis_defaults(void);
 /* Open the database and resolve the filters of the command line. */
 kv_status kv_analysis_open(const kv_analysis *a, kv_db **db, kv_selection *s, kv_error *err);
 /* layer_error, recall: the metric when --metric is not given (ends with NULL). */
@@ -44,8 +61,20 @@ kv_status kv_curve_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_grou
 /* Lines about rows that were merged, left out, or not the same prompts everywhere. Empty when there is nothing to say.
  */
 void kv_print_note(FILE *talk, const kv_group_note *note);
-/* "95% interval over prompts: percentile bootstrap, 10000 resamples, seed 1" without a line end. */
+/* "left out: " and the message, one line. */
+void kv_print_left_out(FILE *talk, const kv_error *err);
+/* "95% interval over prompts: BCa bootstrap (percentile from 50 prompts), 10000 resamples, seed 1", no line end. */
 void kv_print_interval_line(FILE *f);
+/* The same as a JSON value. */
+void kv_print_interval_json(FILE *f);
+/* NAME stands in the sheet's row: set it. Text is copied. */
+kv_status kv_set_text(kv_sheet *s, size_t row, const char *col, const char *text, kv_error *err);
+void kv_set_real(kv_sheet *s, size_t row, const char *col, double v);
+void kv_set_int(kv_sheet *s, size_t row, const char *col, int64_t v);
+/* "0.012", "0.0003", "< 1e-6": enough digits of a p-value. */
+const char *kv_p_text(double p, char buffer[16]);
+/* "12.3 MiB" */
+const char *kv_bytes_text(double bytes, char buffer[24]);
 /* CSV or JSON of a sheet; JSON is an object with the metric, the interval's recipe and "rows". */
 kv_status kv_print_data(const kv_analysis *a, const char *metric, kv_sheet *s, kv_error *err);
 

@@ -1,5 +1,6 @@
 /* by_layer.c - kv-analyze layers: who loses, layer by layer, at one budget; and the slots each layer was given, next to
  * the same bytes spread evenly. */
+#include "analyze/allocation.h"
 #include "analyze/analysis.h"
 
 #include <math.h>
@@ -124,8 +125,8 @@ kv_status kv_cmd_layers(const kv_analysis *a, kv_error *err)
 {
     kv_db *db = NULL;
     kv_selection s = {0};
-    kv_sheet rows = {0}, t = {0};
-    kv_group_note note;
+    kv_sheet rows = {0}, t = {0}, moved = {0};
+    kv_group_note note, moves;
     kv_status st;
     if ((st = kv_analysis_open(a, &db, &s, err)) ||
         (st = kv_selection_metric(db, &s, a->metric, kv_default_metrics, err)) ||
@@ -138,9 +139,11 @@ kv_status kv_cmd_layers(const kv_analysis *a, kv_error *err)
     }
     if ((st = kv_group_prompts(&rows, &t, &note, err)) || (st = kv_label_series(&t, err))) goto out;
     st = a->format == KV_OUT_TABLE ? print_tables(a, &t, &s, err) : kv_print_data(a, s.metric, &t, err);
+    if (!st && a->format == KV_OUT_TABLE && !(st = kv_allocation_load(db, &s, &moved, &moves, err)))
+        st = kv_allocation_print(a->out, &moved, err);
     if (!st && note.n_max) kv_print_note(a->talk, &note);
 out:
-    kv_sheet_free(&rows), kv_sheet_free(&t);
+    kv_sheet_free(&rows), kv_sheet_free(&t), kv_sheet_free(&moved);
     kv_selection_free(&s);
     kv_db_close(db);
     return st;

@@ -72,7 +72,7 @@ static kv_status one_group(const plan *p, const entry *e, size_t n, double *valu
         if (v == v) value[n_def++] = v;
         note->merged += j - i > 1;
     }
-    if ((st = kv_bootstrap_mean(value, n_def, KV_BOOT_RESAMPLES, KV_BOOT_SEED, KV_BOOT_LEVEL, &iv, err))) return st;
+    if ((st = kv_mean_interval(value, n_def, &iv, err))) return st;
     size_t to = 0;
     for (size_t c = 0; c < in->n_col; c++) {
         if ((int)c == p->prompt || (int)c == p->value) continue;

@@ -14,8 +14,8 @@ typedef struct {
 /* `in` has a column `prompt` and a column `value`. Columns left of `prompt` name the group; of those right of it
  * numbers are averaged (first within the prompt, then over prompts with a defined value) and text is taken from the
  * first row. `out`: the group's columns, the averaged ones in their order, and in place of value: mean, low, high, n,
- * undefined. low and high are the 95% percentile bootstrap (stats.h), NULL for n < 2; mean is NULL for n = 0. Groups
- * come in the order of their first row. KV_EFORMAT when a column is missing or stands in the wrong place. */
+ * undefined. low and high are the interval of stats.h (kv_mean_interval), NULL for n < 2; mean is NULL for n = 0.
+ * Groups come in the order of their first row. KV_EFORMAT when a column is missing or stands in the wrong place. */
 kv_status kv_group_prompts(const kv_sheet *in, kv_sheet *out, kv_group_note *note, kv_error *err);
 
 /* For sheets with columns `policy` and `spec`: adds `label` (the policy's name; with the parameters that differ where

@@ -4,56 +4,42 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-static const char HELP[] =
-    "usage: kv-analyze COMMAND [--db results.db] [options]\n"
-    "\n"
-    "  summary   policies x budgets: mean and interval over prompts, bytes kept, the oracle of the same class\n"
-    "  curve     a metric against the bytes kept, per policy, with intervals\n"
-    "  layers    a metric by layer at one budget, and the slots each layer was given\n"
-    "  export    rows of a view: --what run|metric|slots\n"
-    "  plot      [NAME|all] -o DIR: SVG and PNG figures and the CSV behind each (plots/NAME.sql, plots/NAME.gp)\n"
-    "            plot attention --trace-file T.kvt -p POLICY -b BUDGET [--layer L --head H] -o DIR\n"
-    "  text      T.kvt -p A[,B] -b BUDGET [--layer L --head H]: two kept sets on the prompt's own words\n"
-    "  report    -o FILE.html [T.kvt..] [--text P,..]: one page with everything, opens from disk without a network\n"
-    "\n"
-    "      --db FILE       results database (default results.db)\n"
-    "      --metric NAME   default: layer_error if it was measured, else recall\n"
-    "  -p, --policy LIST   only these policies (names, or canonical specs in full)\n"
-    "  -b, --budget LIST   only these budgets, as given to kv-sim; layers and plot: the one to show\n"
-    "                      (default: the one nearest to 10%)\n"
-    "      --trace LIST    only these traces      --category LIST   only these kinds of prompt\n"
-    "      --model NAME    only this model\n"
-    "      --csv  --json   for programs           --jsonl           export: one object per line\n"
-    "  -o, --output DIR    plot: where the files go; report: the page\n"
-    "      --html FILE     text: a page with pickers instead of the terminal\n"
-    "      --text LIST     report: up to 4 policies for the words of the traces given (default snapkv, cake,\n"
-    "                      streaming and oracle), at the first two of -b\n"
-    "      --help  --version\n"
-    "\n"
-    "The prompt is the unit: a metric is aggregated to one number per prompt; means and 95% intervals (percentile\n"
-    "bootstrap, fixed seed, printed) are over prompts. The database is never written.\n"
-    "\n"
-    "  kv-analyze summary --db results.db -b 10%\n"
-    "  kv-analyze plot all --db results.db -o figures\n";
-
 enum {
-    SUMMARY = 1,
-    CURVE = 2,
-    LAYERS = 4,
-    EXPORT = 8,
-    PLOT = 16,
-    TEXT = 32,
-    REPORT = 64,
-    ANY = 127,
-    TABLES = SUMMARY | CURVE | LAYERS
+    SUMMARY = 1 << 0,
+    CURVE = 1 << 1,
+    COMPARE = 1 << 2,
+    POWER = 1 << 3,
+    RECOMMEND = 1 << 4,
+    LAYERS = 1 << 5,
+    HEADS = 1 << 6,
+    PREDICT = 1 << 7,
+    EXPORT = 1 << 8,
+    MERGE = 1 << 9,
+    PLOT = 1 << 10,
+    TEXT = 1 << 11,
+    REPORT = 1 << 12,
+    READS = SUMMARY | CURVE | COMPARE | POWER | RECOMMEND | LAYERS | HEADS | PREDICT | EXPORT,
+    PAIRED = COMPARE | POWER | RECOMMEND | HEADS | PREDICT, /* refuse results of several builds */
+    ANY = READS | MERGE | PLOT | TEXT | REPORT,
+    WORDS = COMPARE | POWER | HEADS | MERGE | PLOT | TEXT | REPORT /* take arguments behind the command */
 };
 
 static const struct {
     const char *name;
     unsigned bit;
     kv_status (*run)(const kv_analysis *, kv_error *);
-} COMMANDS[] = {{"summary", SUMMARY, kv_cmd_summary}, {"curve", CURVE, kv_cmd_curve}, {"layers", LAYERS, kv_cmd_layers},
-                {"export", EXPORT, kv_cmd_export},    {"plot", PLOT, kv_cmd_plot},    {"text", TEXT, kv_cmd_text},
+} COMMANDS[] = {{"summary", SUMMARY, kv_cmd_summary},
+                {"curve", CURVE, kv_cmd_curve},
+                {"compare", COMPARE, kv_cmd_compare},
+                {"power", POWER, kv_cmd_power},
+                {"recommend", RECOMMEND, kv_cmd_recommend},
+                {"layers", LAYERS, kv_cmd_layers},
+                {"heads", HEADS, kv_cmd_heads},
+                {"predict", PREDICT, kv_cmd_predict},
+                {"export", EXPORT, kv_cmd_export},
+                {"merge", MERGE, kv_cmd_merge},
+                {"plot", PLOT, kv_cmd_plot},
+                {"text", TEXT, kv_cmd_text},
                 {"report", REPORT, kv_cmd_report}};
 #define N_COMMAND (sizeof COMMANDS / sizeof *COMMANDS)
 
@@ -65,31 +51,41 @@ typedef struct {
 static void settings_free(settings *s)
 {
     kv_list_free(&s->a.policies), kv_list_free(&s->a.budgets), kv_list_free(&s->a.traces);
-    kv_list_free(&s->a.categories), kv_list_free(&s->a.rest);
+    kv_list_free(&s->a.categories), kv_list_free(&s->a.rest), kv_list_free(&s->a.text_policies);
 }
 
 /* Options of the commands in `who`; an option of another command is unknown. */
 static kv_status parse(int argc, char **argv, unsigned who, settings *s, kv_error *err)
 {
-    *s = (settings){.a = {.db = "results.db", .layer = UINT32_MAX, .head = UINT32_MAX, .out = stdout, .talk = stderr}};
+    *s = (settings){.a = kv_analysis_defaults()};
     const struct {
         unsigned who;
         kv_opt opt;
     } all[] = {
         {ANY, {"help", 'h', KV_OPT_FLAG, &s->help}},
         {ANY, {"version", 0, KV_OPT_FLAG, &s->version}},
-        {ANY, {"db", 0, KV_OPT_STR, &s->a.db}},
-        {ANY, {"metric", 'm', KV_OPT_STR, &s->a.metric}},
-        {ANY, {"policy", 'p', KV_OPT_LIST, &s->a.policies}},
-        {ANY, {"budget", 'b', KV_OPT_LIST, &s->a.budgets}},
-        {ANY, {"trace", 0, KV_OPT_LIST, &s->a.traces}},
-        {ANY, {"category", 0, KV_OPT_LIST, &s->a.categories}},
-        {ANY, {"model", 0, KV_OPT_STR, &s->a.model}},
-        {TABLES | EXPORT, {"csv", 0, KV_OPT_FLAG, &s->csv}},
-        {TABLES | EXPORT | TEXT, {"json", 0, KV_OPT_FLAG, &s->json}},
+        {ANY & ~MERGE, {"db", 0, KV_OPT_STR, &s->a.db}},
+        {ANY & ~MERGE, {"metric", 'm', KV_OPT_STR, &s->a.metric}},
+        {ANY & ~MERGE, {"policy", 'p', KV_OPT_LIST, &s->a.policies}},
+        {ANY & ~MERGE, {"budget", 'b', KV_OPT_LIST, &s->a.budgets}},
+        {ANY & ~MERGE, {"trace", 0, KV_OPT_LIST, &s->a.traces}},
+        {ANY & ~MERGE, {"category", 0, KV_OPT_LIST, &s->a.categories}},
+        {ANY & ~MERGE, {"model", 0, KV_OPT_STR, &s->a.model}},
+        {READS, {"granularity", 0, KV_OPT_STR, &s->a.granularity}},
+        {READS, {"page", 0, KV_OPT_STR, &s->a.page}},
+        {READS, {"cut", 0, KV_OPT_STR, &s->a.cut}},
+        {COMPARE | POWER | HEADS, {"baseline", 0, KV_OPT_STR, &s->a.baseline}},
+        {COMPARE | POWER | RECOMMEND, {"margin", 0, KV_OPT_F64, &s->a.margin}},
+        {COMPARE, {"tie", 0, KV_OPT_F64, &s->a.tie}},
+        {POWER, {"difference", 0, KV_OPT_F64, &s->a.difference}},
+        {COMPARE | POWER | RECOMMEND, {"common", 0, KV_OPT_FLAG, &s->a.common}},
+        {PAIRED | MERGE, {"any-build", 0, KV_OPT_FLAG, &s->a.any_build}},
+        {MERGE, {"first", 0, KV_OPT_FLAG, &s->a.first}},
+        {READS, {"csv", 0, KV_OPT_FLAG, &s->csv}},
+        {READS | TEXT, {"json", 0, KV_OPT_FLAG, &s->json}},
         {EXPORT, {"jsonl", 0, KV_OPT_FLAG, &s->jsonl}},
         {EXPORT, {"what", 0, KV_OPT_STR, &s->a.what}},
-        {PLOT | REPORT, {"output", 'o', KV_OPT_STR, &s->a.folder}},
+        {PLOT | MERGE | REPORT, {"output", 'o', KV_OPT_STR, &s->a.folder}},
         {PLOT, {"trace-file", 0, KV_OPT_STR, &s->a.trace_file}},
         {PLOT | TEXT, {"layer", 0, KV_OPT_U32, &s->a.layer}},
         {PLOT | TEXT, {"head", 0, KV_OPT_U32, &s->a.head}},
@@ -107,7 +103,7 @@ static kv_status parse(int argc, char **argv, unsigned who, settings *s, kv_erro
 static kv_status unknown_command(const char *name, kv_error *err)
 {
     const char *names[N_COMMAND];
-    char list[128] = "";
+    char list[256] = "";
     for (size_t i = 0; i < N_COMMAND; i++) names[i] = COMMANDS[i].name;
     const char *near = kv_nearest(name, names, N_COMMAND);
     if (near) strcat(list, near);
@@ -137,11 +133,12 @@ int main(int argc, char **argv)
     settings s;
     kv_status st = parse(argc, argv, ANY, &s, &err); /* to find the command, wherever it stands */
     if (!st && s.help)
-        fputs(HELP, stdout), st = kv_flush_output(stdout, "standard output", &err);
+        fputs(s.a.rest.n ? kv_help_of(s.a.rest.v[0]) : kv_help, stdout),
+            st = kv_flush_output(stdout, "standard output", &err);
     else if (!st && s.version)
         kv_cli_version("kv-analyze"), st = kv_flush_output(stdout, "standard output", &err);
     else if (!st && !s.a.rest.n)
-        st = kv_fail(&err, KV_EMISUSE, "no command (summary, curve, layers, export or plot)");
+        st = kv_fail(&err, KV_EMISUSE, "no command (summary, curve, compare, recommend, plot ..)");
     else if (!st) {
         const char *name = s.a.rest.v[0];
         size_t k = 0;
@@ -150,7 +147,7 @@ int main(int argc, char **argv)
         st = k == N_COMMAND ? unknown_command(name, &err) : parse(argc, argv, COMMANDS[k].bit, &s, &err);
         if (!st && s.csv + s.json + s.jsonl > 1)
             st = kv_fail(&err, KV_EMISUSE, "choose one of --csv, --json and --jsonl");
-        if (!st && s.a.rest.n > 1 && !(COMMANDS[k].bit & (PLOT | TEXT | REPORT)))
+        if (!st && s.a.rest.n > 1 && !(COMMANDS[k].bit & WORDS))
             st = kv_fail(&err, KV_EMISUSE, "unexpected argument '%s' (the database goes with --db)", s.a.rest.v[1]);
         if (!st) {
             s.a.format = s.csv ? KV_OUT_CSV : s.json ? KV_OUT_JSON : s.jsonl ? KV_OUT_JSONL : KV_OUT_TABLE;

@@ -146,7 +146,7 @@ static kv_status bind_all(kv_db *db, sqlite3_stmt *q, const char *what, const kv
         if (k == n_bind)
             return kv_fail(err, KV_EFORMAT,
                            "cannot run %s: unknown parameter '%s' (known: :metric :budget :policy :model "
-                           ":policies :budgets :traces :categories)",
+                           ":policies :budgets :traces :categories :granularity :page :cut)",
                            what, name ? name : "?");
         int rc = bind[k].text ? sqlite3_bind_text(q, i, bind[k].text, -1, SQLITE_STATIC) : sqlite3_bind_null(q, i);
         if (rc != SQLITE_OK) return sql_fail(db, rc, what, err);

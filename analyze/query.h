@@ -40,12 +40,14 @@ kv_status kv_query_any(kv_db *db, const char *what, const char *sql, const kv_bi
 
 /* ------------------------------------------------------------------------------------------------ selection */
 /* What the user chose, resolved against the database. In SQL the lists are JSON arrays or NULL (= all). */
-#define KV_BINDS_MAX 9
+#define KV_BINDS_MAX 12
 typedef struct {
     char *policies, *budgets, *traces, *categories; /* JSON */
     char *policy, *budget;                          /* the first one given, NULL when none */
     char *model, *metric;
-    kv_bind bind[KV_BINDS_MAX]; /* :policies :budgets :traces :categories :policy :budget :model :metric */
+    char *granularity, *page, *cut; /* NULL = all */
+    kv_bind bind[KV_BINDS_MAX]; /* :policies :budgets :traces :categories :policy :budget :model :metric :granularity
+                                   :page :cut */
     size_t n_bind;
 } kv_selection;
 
@@ -56,7 +58,10 @@ typedef struct {
     " AND (:budgets IS NULL OR r.budget IN (SELECT value FROM json_each(:budgets)))"                                   \
     " AND (:traces IS NULL OR r.trace IN (SELECT value FROM json_each(:traces)))"                                      \
     " AND (:categories IS NULL OR r.category IN (SELECT value FROM json_each(:categories)))"                           \
-    " AND (:model IS NULL OR r.model = :model) "
+    " AND (:model IS NULL OR r.model = :model)"                                                                        \
+    " AND (:granularity IS NULL OR r.granularity = :granularity)"                                                      \
+    " AND (:page IS NULL OR r.page = CAST(:page AS INTEGER))"                                                          \
+    " AND (:cut IS NULL OR r.cut = :cut) "
 
 /* Length of the first item of a comma list; in specs a comma whose next item has '=' before any ':' does not end it. */
 size_t kv_item_length(const char *s, bool spec);
@@ -66,6 +71,9 @@ size_t kv_item_length(const char *s, bool spec);
  * models. */
 kv_status kv_selection_init(kv_db *db, const kv_list *policies, const kv_list *budgets, const kv_list *traces,
                             const kv_list *categories, const char *model, kv_selection *out, kv_error *err);
+/* Narrow it to runs with these properties; NULL = any. */
+kv_status kv_selection_variant(kv_db *db, kv_selection *s, const char *granularity, const char *page, const char *cut,
+                               kv_error *err);
 void kv_selection_free(kv_selection *s);
 void kv_selection_rebind(kv_selection *s); /* after a field was replaced */
 

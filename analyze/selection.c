@@ -92,9 +92,17 @@ static kv_status to_json(kv_db *db, const char *kind, const kv_list *l, const ch
 
 void kv_selection_rebind(kv_selection *s)
 {
-    const kv_bind b[] = {{":policies", s->policies},     {":budgets", s->budgets}, {":traces", s->traces},
-                         {":categories", s->categories}, {":policy", s->policy},   {":budget", s->budget},
-                         {":model", s->model},           {":metric", s->metric}};
+    const kv_bind b[] = {{":policies", s->policies},
+                         {":budgets", s->budgets},
+                         {":traces", s->traces},
+                         {":categories", s->categories},
+                         {":policy", s->policy},
+                         {":budget", s->budget},
+                         {":model", s->model},
+                         {":metric", s->metric},
+                         {":granularity", s->granularity},
+                         {":page", s->page},
+                         {":cut", s->cut}};
     memcpy(s->bind, b, sizeof b);
     s->n_bind = sizeof b / sizeof *b;
 }
@@ -103,7 +111,46 @@ void kv_selection_free(kv_selection *s)
 {
     free(s->policies), free(s->budgets), free(s->traces), free(s->categories);
     free(s->policy), free(s->budget), free(s->model), free(s->metric);
+    free(s->granularity), free(s->page), free(s->cut);
     *s = (kv_selection){0};
+}
+
+static kv_status some_runs(kv_db *db, const kv_selection *s, kv_error *err)
+{
+    bool any = false;
+    kv_status st = kv_query_any(db, "the selection", "SELECT 1 FROM v_run r WHERE" KV_WHERE_RUN "LIMIT 1", s->bind,
+                                s->n_bind, &any, err);
+    if (!st && !any)
+        st = kv_fail(err, KV_EMISSING,
+                     "no run in '%s' has all of these at once: widen --policy, --budget, --trace, --category, --model, "
+                     "--granularity, --page or --cut",
+                     kv_db_path(db));
+    return st;
+}
+
+kv_status kv_selection_variant(kv_db *db, kv_selection *s, const char *granularity, const char *page, const char *cut,
+                               kv_error *err)
+{
+    const struct {
+        const char *kind, *given, *exists, *all;
+        char **to;
+    } v[] = {{"granularity", granularity, "SELECT 1 FROM v_run WHERE granularity = :x LIMIT 1",
+              "SELECT DISTINCT granularity FROM v_run ORDER BY 1", &s->granularity},
+             {"page", page, "SELECT 1 FROM v_run WHERE CAST(page AS TEXT) = :x LIMIT 1",
+              "SELECT DISTINCT CAST(page AS TEXT) FROM v_run ORDER BY page", &s->page},
+             {"cut", cut, "SELECT 1 FROM v_run WHERE cut = :x LIMIT 1", "SELECT DISTINCT cut FROM v_run ORDER BY 1",
+              &s->cut}};
+    bool any = false, found;
+    for (int i = 0; i < 3; i++) {
+        if (!v[i].given) continue;
+        kv_status st = kv_query_any(db, "a name", v[i].exists, &(kv_bind){":x", v[i].given}, 1, &found, err);
+        if (!st && !found) st = unknown(db, v[i].kind, v[i].given, v[i].all, err);
+        if (!st && !(*v[i].to = strdup(v[i].given))) st = kv_fail(err, KV_ENOMEM, "out of memory");
+        if (st) return st;
+        any = true;
+    }
+    kv_selection_rebind(s);
+    return any ? some_runs(db, s, err) : KV_OK;
 }
 
 kv_status kv_selection_init(kv_db *db, const kv_list *policies, const kv_list *budgets, const kv_list *traces,
@@ -137,13 +184,7 @@ kv_status kv_selection_init(kv_db *db, const kv_list *policies, const kv_list *b
         if (st) goto out;
     }
     kv_selection_rebind(out);
-    st = kv_query_any(db, "the selection", "SELECT 1 FROM v_run r WHERE" KV_WHERE_RUN "LIMIT 1", out->bind, out->n_bind,
-                      &any, err);
-    if (!st && !any)
-        st = kv_fail(err, KV_EMISSING,
-                     "no run in '%s' has all of these at once: widen --policy, --budget, --trace, "
-                     "--category or --model",
-                     kv_db_path(db));
+    st = some_runs(db, out, err);
 out:
     if (st) kv_selection_free(out);
     return st;

@@ -2,7 +2,6 @@
  * names, files that are not results databases, and figures that come out the same twice. Run from the repository root.
  */
 #include <jansson.h>
-#include <sqlite3.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,7 +10,7 @@
 #include "analyze/figure.h"
 #include "analyze/spawn.h"
 #include "analyze/stats.h"
-#include "tests/check.h"
+#include "tests/tiny_db.h"
 
 static char dir[64];
 static kv_error err;
@@ -134,18 +133,6 @@ static void test_group(void)
 }
 
 /* ---------------------------------------------------------------------------------------------- a tiny database */
-static sqlite3 *new_db(const char *path)
-{
-    sqlite3 *db = NULL;
-    uint8_t *sql = NULL;
-    size_t n;
-    unlink(path);
-    CHECK(!kv_read_file("sim/schema.sql", 1 << 20, &sql, &n, &err));
-    CHECK(sqlite3_open(path, &db) == SQLITE_OK && sql && sqlite3_exec(db, (char *)sql, NULL, NULL, NULL) == SQLITE_OK);
-    free(sql);
-    return db;
-}
-
 static int64_t n_run;
 
 /* One row, columns by name, so that a column added to the schema with a NOT NULL is noticed here. */
@@ -184,7 +171,7 @@ static void add_run(sqlite3 *db, int trace, const char *policy, const char *budg
 
 static void make_db(const char *path, bool hostile)
 {
-    sqlite3 *db = new_db(path);
+    sqlite3 *db = tiny_new_db(path);
     CHECK(sqlite3_exec(db, "INSERT INTO metric_name VALUES (1, 'layer_error', 'relative', 'lower')", NULL, NULL,
                        NULL) == SQLITE_OK);
     n_run = 1;
@@ -222,7 +209,9 @@ static char *run(kv_status (*command)(const kv_analysis *, kv_error *), kv_analy
 
 static kv_analysis on(const char *db, kv_output format)
 {
-    return (kv_analysis){.db = db, .format = format, .layer = UINT32_MAX, .head = UINT32_MAX};
+    kv_analysis a = kv_analysis_defaults();
+    a.db = db, a.format = format;
+    return a;
 }
 
 static double cell(const kv_sheet *s, size_t row, const char *col)
@@ -281,7 +270,7 @@ static void test_numbers(void)
     free(out);
     a.categories = (kv_list){code, 1}; /* one prompt: no interval */
     out = run(kv_cmd_curve, &a);
-    CHECK(out && strstr(out, ",,,1,0,cake,0,0,10000,1\n"));
+    CHECK(out && strstr(out, ",,,1,0,cake,0,0,,,10000,1\n"));
     free(out);
 
     a = on(path, KV_OUT_TABLE);
@@ -331,12 +320,12 @@ static void test_refusals(void)
           sqlite3_exec(db, "CREATE TABLE t (x)", NULL, NULL, NULL) == SQLITE_OK);
     sqlite3_close(db);
     expect_refusal(path, "not a results database");
-    db = new_db(path);
+    db = tiny_new_db(path);
     CHECK(sqlite3_exec(db, "PRAGMA user_version = 99", NULL, NULL, NULL) == SQLITE_OK);
     sqlite3_close(db);
     expect_refusal(path, "schema version 99");
 
-    sqlite3_close(new_db(path)); /* right, but empty */
+    sqlite3_close(tiny_new_db(path)); /* right, but empty */
     kv_analysis a = on(path, KV_OUT_TABLE);
     CHECK(!run(kv_cmd_summary, &a) && strstr(err.msg, "no runs"));
 
@@ -394,10 +383,16 @@ static void test_hostile(void)
     const char *path = in_dir("evil.db");
     make_db(path, true);
     kv_analysis a = on(path, KV_OUT_TABLE);
-    kv_status (*const commands[])(const kv_analysis *, kv_error *) = {kv_cmd_summary, kv_cmd_curve, kv_cmd_layers};
-    for (int k = 0; k < 3; k++) {
+    kv_status (*const commands[])(const kv_analysis *, kv_error *) = {kv_cmd_summary, kv_cmd_curve, kv_cmd_layers,
+                                                                      kv_cmd_compare, kv_cmd_recommend};
+    const char *words[] = {"compare"};
+    a.baseline = "snapkv", a.margin = 10, a.rest = (kv_list){words, 1};
+    const char *ten[] = {"10%"};
+    a.budgets = (kv_list){ten, 1};
+    for (int k = 0; k < 5; k++) {
         char *out = run(commands[k], &a);
-        CHECK(out && tame(out) && strstr(out, "evil\\n\\x1b[31m'\"`touch pwned`,\\u{202e}\\xff"));
+        CHECKF(out && tame(out), "command %d: %s", k, err.msg);
+        CHECK(out && strstr(out, "evil\\n\\x1b[31m'\"`touch pwned`,\\u{202e}\\xff"));
         free(out);
         a.format = KV_OUT_JSON;
         out = run(commands[k], &a);

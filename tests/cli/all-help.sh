@@ -26,7 +26,12 @@ for c in run keep policies metrics selftest; do
     sed -n 's/^  \(kv-.*\)/\1/p' .out >>examples
 done
 for c in run info tokenize; do ok kv-capture $c --help; done
-for c in summary curve layers export plot; do ok kv-analyze $c --help; done
+for c in summary curve compare power recommend layers heads predict export merge plot text report; do
+    ok kv-analyze $c --help
+    check "kv-analyze $c --help is about it" grep -q "^usage: kv-analyze $c" .out
+    check "kv-analyze $c --help is for a terminal" test "$(awk 'length > 132' .out | wc -l)" = 0
+    sed -n 's/^  \(kv-.*\)/\1/p' .out >>examples
+done
 check 'there are examples' test "$(wc -l <examples)" -gt 20
 
 # What the examples take: names out of the help, made small.
@@ -40,8 +45,10 @@ if ! have gnuplot; then
 fi
 mkdir -p traces/samples
 for t in a b cpu gpu again; do kv-trace synth -o $t.kvt; done
-kv-trace synth --tokens 240 --seed 2 -o traces/samples/prose.kvt
-kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 10%,50% --db results.db 2>/dev/null
+for i in 2 3 4; do kv-trace synth --tokens 240 --seed $i -o traces/samples/$i.kvt; done
+mv traces/samples/2.kvt traces/samples/prose.kvt
+kv-sim run traces/samples/*.kvt -p full,snapkv,cake,streaming,oracle -b 10%,50% --detail head --db results.db 2>/dev/null
+cp results.db whole.db
 cp a.kvt a.kvt.partial # becomes a.kvt again
 head -c 3500000 a.kvt >damaged.kvt
 cp "$MODEL" model.gguf
@@ -55,6 +62,7 @@ m = np.tril(r.random((2, 4, 64, 64)))
 np.save("attention", (m / m.sum(-1, keepdims=True)).astype("f4"))'
 awk '!seen[$0]++' examples | sed 's,/tmp/,./,g' >once
 while read -r line; do
+    case $line in kv-analyze*) cp whole.db results.db ;; esac # examples of kv-sim add runs to it
     sh -c "$line" >.out 2>.err </dev/null
     rc=$?
     case $line in *' recover '*) if [ $rc -eq 3 ]; then rc=0; fi ;; esac # 3 = something was lost, as it should
