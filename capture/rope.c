@@ -6,14 +6,13 @@
 
 #define TWO_PI 6.283185307179586
 
-/* Long waves are slowed down by factor, short ones stay. */
-static double llama3(const kv_rope_scaling *s, double f)
+/* What f is divided by: factor for long waves, 1 for short ones. Rounded to float, as GGUF files store it
+ * (rope_freqs.weight), so that both containers give the same bits. */
+static float llama3(const kv_rope_scaling *s, double f)
 {
-    double wave = TWO_PI / f;
-    if (wave < s->near_ctx / s->high) return f;
-    if (wave > s->near_ctx / s->low) return f / s->factor;
-    double mix = (s->near_ctx / wave - s->low) / (s->high - s->low);
-    return (1 - mix) * f / s->factor + mix * f;
+    double wave = TWO_PI / f, mix = (s->near_ctx / wave - s->low) / (s->high - s->low);
+    mix = mix < 0 ? 0 : mix > 1 ? 1 : mix;
+    return (float)(1 / ((1 - mix) / s->factor + mix));
 }
 
 /* The pair that turns `turns` times within the context before scaling. */
@@ -43,7 +42,7 @@ static bool make(const kv_rope_scaling *s, const float *factors, uint32_t dim, f
         switch (s->kind) {
         case KV_ROPE_PLAIN: break;
         case KV_ROPE_LINEAR: f /= s->factor; break;
-        case KV_ROPE_LLAMA3: f = llama3(s, f); break;
+        case KV_ROPE_LLAMA3: f /= (double)llama3(s, f); break;
         case KV_ROPE_YARN: f = yarn(s, f, i, dim); break;
         }
         out[i] = (float)f;

@@ -37,13 +37,22 @@ run kvt.py python3 tests/kvt_check.py "$bin"
 run hf-hook python3 tests/hf_check.py "$bin"
 run golden-models python3 tests/golden/drive_models.py "$bin" tests/golden/models gguf
 run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/models malformed
+run extra-models python3 tests/golden/drive_models.py "$bin" tests/golden/models_extra tiny
+run twin-models python3 tests/models_check.py "$bin" tests/golden/models_extra
 for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}"; done
 for c in tests/golden/metrics/*/; do run "metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" tests/golden/policies "${c%/}"; done
 
 if [ -f $model ]; then run closed-loop python3 tests/golden/drive_closed.py "$bin" $model tests/golden/closed-loop/smollm2_*; fi
 
 if [ -d $golden ]; then
-    run shared-models python3 tests/golden/drive_models.py "$bin" $golden/models gguf --only llama256
+    run shared-models-gguf python3 tests/golden/drive_models.py "$bin" $golden/models gguf
+    run shared-models-tiny python3 tests/golden/drive_models.py "$bin" $golden/models tiny
+    run shared-twin-models python3 tests/models_check.py "$bin" $golden/models
+    run shared-malformed python3 tests/malformed_check.py "$bin" $golden/models/malformed "$(case $bin in *san-*) echo 600 ;; *) echo 64 ;; esac)"
+    for r in gemma3:gemma-3-270m-q4_k_m qwen2:qwen2.5-coder-0.5b-instruct-q4_k_m; do
+        f=build/models/${r#*:}.gguf
+        [ ! -f "$f" ] || run "real-${r%%:*}" python3 tests/real_check.py "$bin" "$golden/models/real/${r%%:*}.json" "$f"
+    done
     for c in $golden/policies/case*/; do run "shared-kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}" --sample 60; done
     for c in $golden/metrics/*/; do run "shared-metrics-$(basename "$c")" python3 tests/golden/drive_metrics.py "$bin" $golden/policies "${c%/}"; done
     if [ -f $model ]; then
