@@ -99,7 +99,8 @@ bool kv_prefix(size_t n_row, size_t d, const float *q, const float *lse, float s
                const double *base_mass, const float *base_out, const uint8_t *contested, double *mass, double *cmass,
                float *out);
 
-/* CLOSE. norm[r] = || w x[r] ||_2 for rows x [n_row][n_in], w [n_out][n_in]: layer error through W_O. */
+/* CLOSE. norm[r] = || w x[r] ||_2 for rows x [n_row][n_in], w [n_out][n_in]: layer error through W_O. The last bits
+ * of a row may depend on its number and on n_row, not on the other rows. */
 bool kv_project_norm_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 bool kv_project_norm(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, double *norm);
 

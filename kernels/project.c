@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define ROWS  384
+#define ROWS  256
 #define OUTS  256
 #define UPPER 96 /* outputs a block of a triangle */
 

@@ -4,25 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "kernels/kernels.h"
-
 #define NATS_CAP     20.0
 #define LOST_NOTHING 1e-6 /* 1 - R below this: the distance of the means is noise */
 
 kv_head_sums *kv_measure_sums(const kv_measure *m, size_t point, uint32_t head)
 {
     return &m->out->head[(point * m->plan->scene->n_evict + m->l.order) * m->l.n_q_head + head];
-}
-
-void kv_compare_outputs(size_t n, size_t d, const float *o, const float *o_hat, double *error2, double *dot,
-                        float *diff)
-{
-    for (size_t r = 0; r < n; r++, o += d, o_hat += d, diff += d) {
-        double sum = 0;
-        error2[r] = kv_diff_squares(d, o, o_hat, diff);
-        for (size_t j = 0; j < d; j++) sum += (double)o[j] * diff[j];
-        dot[r] = sum;
-    }
 }
 
 /* Row i of x into s. */
@@ -56,13 +43,17 @@ void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const k
     for (size_t p = 1; p < n_point; p++) *kv_measure_sums(m, point[p], x->head) = *first;
 }
 
-kv_status kv_account_layer(kv_measure *m, size_t point, size_t r0, size_t n, const float *diff, kv_error *err)
+kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
+                           kv_error *err)
 {
-    double *norm = NULL, *sum = &m->out->layer_error[point * m->plan->scene->n_evict + m->l.order];
+    double *norm = NULL;
     kv_status st = kv_array(&norm, n, sizeof *norm, err);
-    if (!st && !kv_project_norm(n, (size_t)m->l.n_q_head * m->l.d, m->plan->scene->info->hidden, diff, m->l.wo, norm))
-        st = kv_fail(err, KV_ENOMEM, "out of memory");
-    for (size_t i = 0; i < n && !st; i++) *sum += m->ref[r0 + i] > 0 ? norm[i] / m->ref[r0 + i] : 0;
+    /* point by point: a row's place in a product decides its last bits, and must not depend on the other points */
+    for (size_t i = 0; i < n_point && !st; i++) {
+        st = kv_measure_project(m, n, diff + i * n * m->l.n_q_head * m->l.d, norm, err);
+        double *sum = &m->out->layer_error[point[i] * m->plan->scene->n_evict + m->l.order];
+        for (size_t r = 0; r < n && !st; r++) *sum += m->ref[r0 + r] > 0 ? norm[r] / m->ref[r0 + r] : 0;
+    }
     free(norm);
     return st;
 }

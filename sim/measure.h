@@ -1,13 +1,14 @@
 /* measure.h - one layer of a replay: from kept sets to sums over rows.
  *
- *   measure.c           loads the layer, the full cache's rows, and calls the two below
- *   measure_prefix.c    points whose kept sets are prefixes of a ranking
+ *   measure.c           loads the layer, decides how W_O is applied, calls the parts below
+ *   measure_prefix.c    the full cache's rows, and points whose kept sets are prefixes of a ranking
+ *   measure_local.c     the same when only masses are wanted: kept slots alone are read, by the recorded log-sum-exp
  *   measure_schedule.c  points whose kept sets change from row to row, or are no prefix of anything
  *   account.c           the only place where rows become sums: a metric of rows is added there
  *
- * The boundary a device backend stands behind is kv_measure_prefixes: in go the layer (q_row, k, v, wo), the full
- * cache's rows and, from the plan, rankings' orders and the points' counts; out come kv_head_sums and layer_error of
- * the prefix points of this layer, nothing else. */
+ * The boundary a device backend stands behind is kv_measure_prefixes. In go the layer (q_row, k, v, wo or its
+ * triangle, ref), the points' counts and the rankings' orders of the plan; out come the full cache's rows (o, lse,
+ * norm_o, base_mass) and, for the points that are prefixes, kv_head_sums and layer_error of this layer. */
 #ifndef KV_MEASURE_H
 #define KV_MEASURE_H
 
@@ -23,11 +24,12 @@ typedef struct {
     bool errors;     /* some metric of outputs is wanted */
     bool contest;    /* contested recall is wanted */
     kv_layer l;
+    float *triangle;    /* [n_triangle][Hq * d]: stands for W_O in norms (kv_triangle), or NULL */
+    size_t n_triangle;  /* its rows */
     double *ref;        /* [n_row] ||x|| or the norm of the layer's own output; NULL without layer errors */
     float *o, *lse;     /* [Hq][n_row][d], [Hq][n_row]: the full cache's outputs and log-sum-exps */
     double *norm_o;     /* [Hq][n_row] ||o|| */
-    float *base_out;    /* [Hq][n_row][d]: sum p v over tokens after the cut */
-    double *base_mass;  /* [Hq][n_row]: their mass */
+    double *base_mass;  /* [Hq][n_row]: mass of the tokens after the cut */
     uint8_t *contested; /* [n_token] 1 = outside F */
     kv_replay *out;
 } kv_measure;
@@ -36,9 +38,25 @@ typedef struct {
 kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err);
 kv_status kv_measure_prefixes(kv_measure *m, kv_error *err);
 kv_status kv_measure_schedules(kv_measure *m, kv_error *err);
+/* Is it enough, and less work, to read what is kept? Masses only, and log-sum-exps in the trace. */
+bool kv_measure_is_local(const kv_measure *m);
+kv_status kv_measure_local(kv_measure *m, kv_error *err);
 
-/* Points in flight at a time are bounded by rows: KV_MEASURE_ROWS of every point. */
-enum { KV_MEASURE_ROWS = 128 };
+/* norm[r] = ||W_O x[r]|| of n rows x [n][Hq * d]. */
+kv_status kv_measure_project(const kv_measure *m, size_t n, const float *x, double *norm, kv_error *err);
+
+/* The rankings that prefix points of the plan use, each with the counts they ask for: what a walk stops at. */
+typedef struct {
+    size_t n;
+    uint32_t *count; /* [n] ascending, all different */
+    size_t *first;   /* [n+1]: points of count c are point[first[c]..first[c+1]-1] */
+    size_t *point;
+} kv_checkpoints;
+/* One for every unit of ranking r in this layer, [n_unit], of points from..to-1; n is 0 throughout where none uses it.
+ */
+kv_status kv_checkpoints_make(const kv_measure *m, size_t r, size_t from, size_t to, kv_checkpoints **out,
+                              kv_error *err);
+void kv_checkpoints_free(kv_checkpoints *c, size_t n_unit);
 
 /* What one kept set leaves of measured rows r0..r0+n-1 of query head `head`; arrays of n. */
 typedef struct {
@@ -56,12 +74,11 @@ typedef struct {
 /* Add the rows to the sums of the points that keep this set (all of them have had the same rows so far). Rows of a
  * head come in order, so the sums do not depend on how they were cut into blocks. */
 void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const kv_kept_rows *x);
-/* The same for whole rows of the layer: diff [n][Hq * d] = o - o_hat of all heads of rows r0.. at one point. */
-kv_status kv_account_layer(kv_measure *m, size_t point, size_t r0, size_t n, const float *diff, kv_error *err);
-
-/* error2, dot [n] and diff [n][d] = o - o_hat of rows o, o_hat [n][d]; diff may be o_hat. */
-void kv_compare_outputs(size_t n, size_t d, const float *o, const float *o_hat, double *error2, double *dot,
-                        float *diff);
+/* The same for whole rows of the layer: diff [n_point][n][Hq * d] = o - o_hat of all heads of rows r0.. at each point;
+ * r0 a multiple of KV_LAYER_ROWS, n as many as there are up to that. */
+enum { KV_LAYER_ROWS = 64 };
+kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
+                           kv_error *err);
 
 kv_head_sums *kv_measure_sums(const kv_measure *m, size_t point, uint32_t head);
 

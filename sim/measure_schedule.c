@@ -35,8 +35,8 @@ static kv_status measure_schedule(kv_measure *m, size_t point, const kv_schedule
            g = U > l->n_kv_head ? 1 : l->group;
     bool reindex = m->plan->spec[m->point[point].spec].reindex;
     uint32_t *list = NULL;
-    float *q = NULL, *lse = NULL, *p = NULL, *diff = NULL, *hat = NULL, *gap = NULL;
-    double *mass = NULL, *cmass = NULL, *weight = NULL;
+    float *q = NULL, *lse = NULL, *p = NULL, *diff = NULL, *hat = NULL, *gap = NULL, *none = NULL;
+    double *mass = NULL, *cmass = NULL, *weight = NULL, one = 1;
     kv_status st = kv_array(&list, N, sizeof *list, err);
     if (!st) st = kv_array(&q, g * d, sizeof *q, err);
     if (!st) st = kv_array(&lse, g, sizeof *lse, err);
@@ -46,9 +46,10 @@ static kv_status measure_schedule(kv_measure *m, size_t point, const kv_schedule
     if (!st) st = kv_array(&p, N, sizeof *p, err);
     if (!st) st = kv_array(&weight, N, sizeof *weight, err);
     if (!st) st = kv_array(&gap, d, sizeof *gap, err);
-    if (!st && m->out->layer_error) st = kv_array(&diff, KV_MEASURE_ROWS * width, sizeof *diff, err);
-    for (size_t r0 = 0; r0 < T && !st; r0 += KV_MEASURE_ROWS) {
-        size_t rows = T - r0 < KV_MEASURE_ROWS ? T - r0 : KV_MEASURE_ROWS;
+    if (!st) st = kv_array(&none, d, sizeof *none, err);
+    if (!st && m->out->layer_error) st = kv_array(&diff, KV_LAYER_ROWS * width, sizeof *diff, err);
+    for (size_t r0 = 0; r0 < T && !st; r0 += KV_LAYER_ROWS) {
+        size_t rows = T - r0 < KV_LAYER_ROWS ? T - r0 : KV_LAYER_ROWS;
         for (uint32_t h0 = 0; h0 < l->n_q_head && !st; h0 += (uint32_t)g) {
             uint32_t u = U == 1 ? 0 : h0 / (uint32_t)g, n = 0;
             size_t kv = (size_t)(h0 / l->group) * N * d;
@@ -91,7 +92,7 @@ static kv_status measure_schedule(kv_measure *m, size_t point, const kv_schedule
                     double after = mass[g + k] - mass[k], error2 = 0, dot = 0;
                     float *gone = diff ? diff + r * width + h * d : gap;
                     if (m->errors && !whole)
-                        kv_compare_outputs(1, d, m->o + at * d, o_hat, &error2, &dot, gone);
+                        kv_walk_compare(1, d, &one, o_hat, none, m->o + at * d, &error2, &dot, gone, d);
                     else
                         memset(gone, 0, d * sizeof *gone);
                     kv_kept_rows x = {.head = (uint32_t)h,
@@ -108,9 +109,10 @@ static kv_status measure_schedule(kv_measure *m, size_t point, const kv_schedule
                 }
             }
         }
-        if (!st && diff) st = kv_account_layer(m, point, r0, rows, diff, err);
+        if (!st && diff) st = kv_account_layer(m, &point, 1, r0, rows, diff, err);
     }
-    free(list), free(q), free(lse), free(mass), free(cmass), free(hat), free(p), free(weight), free(diff), free(gap);
+    free(list), free(q), free(lse), free(mass), free(cmass), free(hat), free(p), free(weight), free(diff), free(gap),
+        free(none);
     return st;
 }
 

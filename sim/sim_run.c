@@ -203,6 +203,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     clock_gettime(CLOCK_MONOTONIC, &t0);
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
+    sc.n_asked = room;
     if (!st) st = kv_array(&spec, o->rq.n_spec, sizeof *spec, err);
     if (!st) st = kv_array(&point, room, sizeof *point, err);
     if (!st) st = kv_array(&id, room, sizeof *id, err);

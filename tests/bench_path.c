@@ -137,6 +137,7 @@ static double replay(const kv_trace *t, const char *policies, int n_budget, unsi
     if (kv_scene_open(t, "prompt", 0, &sc, &e) || kv_spec_parse(policies, &spec, &n_spec, &e) ||
         kv_plan_build(&sc, spec, n_spec, kv_cpu_count(), &plan, &e))
         die(&e);
+    sc.n_asked = n_spec * (size_t)n_budget;
     kv_point *p = calloc(n_spec * (size_t)n_budget, sizeof *p);
     for (size_t i = 0; i < n_spec && p; i++)
         for (int b = 0; b < n_budget; b++, n++) {
