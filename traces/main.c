@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 
-static const tr_command *const commands[] = {&tr_info,  &tr_verify, &tr_recover, &tr_diff,
-                                             &tr_slice, &tr_cat,    &tr_import,  &tr_synth};
+static const tr_command *const commands[] = {&tr_info, &tr_verify, &tr_recover, &tr_diff, &tr_slice,
+                                             &tr_cat,  &tr_import, &tr_export,  &tr_synth};
 #define N_COMMAND (sizeof commands / sizeof *commands)
 
 static void usage(FILE *f)

@@ -184,46 +184,59 @@ out:
     return st;
 }
 
+kv_status kv_npy_read_part(FILE *f, uint64_t from, uint64_t n, const char *name, const uint32_t *crc, kv_npy *out,
+                           kv_error *err)
+{
+    kv_status st = KV_OK;
+    uint8_t fixed[12];
+    char *head = NULL;
+    size_t at = 0, len = 0, size = 0, got;
+    uint32_t sum = 0;
+    memset(out, 0, sizeof *out);
+    if (fseeko(f, (off_t)from, SEEK_SET)) goto io;
+    got = fread(fixed, 1, n < sizeof fixed ? (size_t)n : sizeof fixed, f);
+    if (ferror(f)) goto io;
+    if ((st = parse_magic(fixed, got, name, &at, &len, err))) goto out;
+    if (at + len > n) {
+        st = kv_fail(err, KV_EFORMAT, "cannot read array '%s': truncated header", name);
+        goto out;
+    }
+    if ((st = kv_array(&head, len, 1, err))) goto out;
+    if (fseeko(f, (off_t)(from + at), SEEK_SET) || fread(head, 1, len, f) != len) goto io;
+    if ((st = parse_header(head, len, name, out, err))) goto out;
+    if ((st = check_size(out, name, n - at - len, &size, err))) goto out;
+    if ((st = kv_array(&out->data, size, 1, err))) goto out;
+    if (fread(out->data, 1, size, f) != size) goto io;
+    if (crc) {
+        sum = kv_crc32(kv_crc32(kv_crc32(0, fixed, at), head, len), out->data, size);
+        if (sum != *crc) st = kv_fail(err, KV_EFORMAT, "cannot read array '%s': its bytes have another checksum", name);
+    }
+    goto out;
+io:
+    st = kv_fail(err, KV_EIO, "cannot read array '%s': %s", name, ferror(f) ? strerror(errno) : "it became shorter");
+out:
+    free(head);
+    if (st) kv_npy_free(out);
+    return st;
+}
+
 /* Regular files are read straight into place; anything else (a pipe) is collected first. */
 kv_status kv_npy_read(const char *path, kv_npy *out, kv_error *err)
 {
     kv_status st = KV_OK;
-    uint8_t fixed[12], *all = NULL;
-    char *head = NULL;
-    size_t at = 0, len = 0, size = 0, got;
-    FILE *f = NULL;
+    uint8_t *all = NULL;
+    FILE *f = fopen(path, "rbe");
     memset(out, 0, sizeof *out);
-    if (!(f = fopen(path, "rbe"))) {
-        st = kv_fail(err, KV_EIO, "cannot read array '%s': %s", path, strerror(errno));
-        goto out;
-    }
+    if (!f) return kv_fail(err, KV_EIO, "cannot read array '%s': %s", path, strerror(errno));
     off_t end = fseeko(f, 0, SEEK_END) ? -1 : ftello(f);
-    if (end < 0 || fseeko(f, 0, SEEK_SET)) {
+    if (end < 0) {
         size_t n = 0;
         if (!(st = kv_read_file(path, SIZE_MAX / 2, &all, &n, err))) st = kv_npy_parse(all, n, path, out, err);
-        goto out;
+    } else {
+        st = kv_npy_read_part(f, 0, (uint64_t)end, path, NULL, out, err);
     }
-    got = fread(fixed, 1, sizeof fixed, f);
-    if (ferror(f)) goto io;
-    if ((st = parse_magic(fixed, got, path, &at, &len, err))) goto out;
-    if (at + len > (uint64_t)end) {
-        st = kv_fail(err, KV_EFORMAT, "cannot read array '%s': truncated header", path);
-        goto out;
-    }
-    if ((st = kv_array(&head, len, 1, err))) goto out;
-    if (fseeko(f, (off_t)at, SEEK_SET) || fread(head, 1, len, f) != len) goto io;
-    if ((st = parse_header(head, len, path, out, err))) goto out;
-    if ((st = check_size(out, path, (uint64_t)end - at - len, &size, err))) goto out;
-    if ((st = kv_array(&out->data, size, 1, err))) goto out;
-    if (fread(out->data, 1, size, f) != size) goto io;
-    goto out;
-io:
-    st = kv_fail(err, KV_EIO, "cannot read array '%s': %s", path, ferror(f) ? strerror(errno) : "it became shorter");
-out:
-    if (f) fclose(f);
-    free(head);
+    fclose(f);
     free(all);
-    if (st) kv_npy_free(out);
     return st;
 }
 
@@ -250,8 +263,8 @@ kv_status kv_npy_to_f32(kv_npy *a, kv_error *err)
     if (a->kind == 'f' && a->size == 4) return KV_OK;
     kv_status st = kv_array(&f, a->n, sizeof *f, err);
     if (st) return st;
-    if (a->kind == 'f' && a->size == 2)
-        kv_decode_f32(KV_F16, a->data, a->n, f);
+    if ((a->kind == 'f' || a->kind == 'B') && a->size == 2)
+        kv_decode_f32(a->kind == 'B' ? KV_BF16 : KV_F16, a->data, a->n, f);
     else
         for (size_t i = 0; i < a->n; i++) f[i] = element(a, i);
     free(a->data);

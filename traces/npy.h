@@ -8,7 +8,7 @@
 #define KV_NPY_RANK_MAX 6
 
 typedef struct {
-    char kind;     /* 'f' float, 'i' signed, 'u' unsigned, 'b' bool (as NumPy's dtype.kind) */
+    char kind;     /* 'f' float, 'i' signed, 'u' unsigned, 'b' bool (as NumPy's dtype.kind); arrays.h: 'B' bfloat16 */
     uint32_t size; /* bytes per element: f 2|4|8, i 1|2|4|8, u 1|2|4|8, b 1 */
     uint32_t rank; /* 0..KV_NPY_RANK_MAX */
     size_t shape[KV_NPY_RANK_MAX];
@@ -18,7 +18,11 @@ typedef struct {
 
 kv_status kv_npy_read(const char *path, kv_npy *out, kv_error *err);
 kv_status kv_npy_parse(const void *bytes, size_t n_bytes, const char *name, kv_npy *out, kv_error *err); /* copies */
-/* Convert in place to float32 (from f2/f4/f8 or any integer kind). */
+/* A .npy file inside another file: bytes at .. at+n-1 of f; `name` stands for it in messages. crc NULL, or the CRC-32
+ * that they must have. */
+kv_status kv_npy_read_part(FILE *f, uint64_t at, uint64_t n, const char *name, const uint32_t *crc, kv_npy *out,
+                           kv_error *err);
+/* Convert in place to float32 (from f2/f4/f8, bfloat16 or any integer kind). */
 kv_status kv_npy_to_f32(kv_npy *a, kv_error *err);
 /* dtype as NumPy spells it: "<f4" "<f2" "|u1" "<i4" "<u4" "<i8" "<f8". Atomic (kv_write_file). */
 kv_status kv_npy_write(const char *path, const char *descr, uint32_t rank, const size_t *shape, const void *data,

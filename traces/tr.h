@@ -12,7 +12,7 @@ typedef struct {
     kv_status (*run)(int argc, char **argv, int *code, kv_error *err);
 } tr_command;
 
-extern const tr_command tr_info, tr_verify, tr_recover, tr_diff, tr_slice, tr_cat, tr_import, tr_synth;
+extern const tr_command tr_info, tr_verify, tr_recover, tr_diff, tr_slice, tr_cat, tr_import, tr_export, tr_synth;
 
 /* kv_cli_parse plus the check that `least`..`most` names follow. */
 kv_status tr_parse(int argc, char **argv, const kv_opt *opts, kv_list *rest, size_t least, size_t most, kv_error *err);

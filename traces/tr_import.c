@@ -1,5 +1,5 @@
 /* tr_import.c - kv-trace import: arrays made elsewhere become a trace. */
-#include "traces/npy.h"
+#include "traces/arrays.h"
 #include "traces/tr.h"
 
 #include <jansson.h>
@@ -16,9 +16,9 @@ typedef struct {
 /* A float array of the given rank; f8 becomes f4. */
 static kv_status load(array *x, uint32_t rank, const char *shape, kv_error *err)
 {
-    kv_status st = kv_npy_read(x->path, &x->a, err);
+    kv_status st = kv_array_load(x->path, &x->a, err);
     if (st) return st;
-    if (x->a.kind != 'f')
+    if (x->a.kind != 'f' && x->a.kind != 'B')
         return kv_fail(err, KV_EFORMAT, "cannot import '%s': floats are expected, not kind '%c'", x->path, x->a.kind);
     if (x->a.rank != rank || !x->a.n)
         return kv_fail(err, KV_EFORMAT, "cannot import '%s': %s is expected, the array has %u axes and %zu elements",
@@ -28,15 +28,16 @@ static kv_status load(array *x, uint32_t rank, const char *shape, kv_error *err)
 
 static kv_dtype type_of(const array *x)
 {
-    return x->a.size == 2 ? KV_F16 : KV_F32;
+    return x->a.kind == 'B' ? KV_BF16 : x->a.size == 2 ? KV_F16 : KV_F32;
 }
 
 static kv_status check_finite(const array *x, kv_error *err)
 {
     const uint8_t *p = x->a.data;
+    uint16_t all = x->a.kind == 'B' ? 0x7f80 : 0x7c00; /* an exponent of ones */
     for (size_t i = 0; i < x->a.n; i++) {
-        bool bad = x->a.size == 2 ? (kv_get16(p + 2 * i) & 0x7c00) == 0x7c00
-                                  : (kv_get32(p + 4 * i) & 0x7f800000u) == 0x7f800000u;
+        bool bad =
+            x->a.size == 2 ? (kv_get16(p + 2 * i) & all) == all : (kv_get32(p + 4 * i) & 0x7f800000u) == 0x7f800000u;
         if (bad) return kv_fail(err, KV_EFORMAT, "cannot import '%s': element %zu is not finite", x->path, i);
     }
     return KV_OK;
@@ -63,7 +64,7 @@ static kv_status put(kv_trace_writer *w, kv_stream s, const array *x, kv_dtype a
     if (s == KV_S_WO) c.head_count = 1, c.token_count = (uint32_t)sh[1];
     const uint8_t *p = (const uint8_t *)x->a.data + (size_t)layer * n * x->a.size;
     if (as == c.dtype) return kv_trace_put(w, &c, p, err);
-    /* q, k and v share a type: f16 beside f32 is widened. */
+    /* q, k and v share a type: where they differ all are widened. */
     float *f = NULL;
     kv_status st = kv_array(&f, n, sizeof *f, err);
     if (!st) {
@@ -150,6 +151,7 @@ static kv_status check_map(job *j, kv_error *err)
 {
     const size_t *s = j->map.a.shape;
     kv_status st = load(&j->map, 4, "[layers, heads, rows, tokens]", err);
+    if (!st && j->map.a.kind == 'B') st = kv_npy_to_f32(&j->map.a, err); /* a map is f16 or f32 */
     if (st || (st = check_dim(&j->map, 0, "layers", 0, KV_LAYERS_MAX, err)) ||
         (st = check_dim(&j->map, 1, "heads", 0, KV_HEADS_MAX, err)) ||
         (st = check_dim(&j->map, 3, "tokens", 0, KV_TOKENS_MAX, err)) ||
@@ -183,7 +185,7 @@ static kv_status write_trace(job *j, kv_error *err)
         in.dtype = as = type_of(&j->map);
         in.record = kv_format("map");
     } else {
-        if (type_of(&j->q) == KV_F16 && type_of(&j->k) == KV_F16 && type_of(&j->v) == KV_F16) as = KV_F16;
+        if (type_of(&j->q) == type_of(&j->k) && type_of(&j->k) == type_of(&j->v)) as = type_of(&j->q);
         in.dtype = as;
         if (j->wo.path) in.hidden = (uint32_t)j->wo.a.shape[1];
     }
@@ -240,15 +242,19 @@ out:
 
 const tr_command tr_import = {
     "import", "arrays made elsewhere as a trace",
-    "usage: kv-trace import --q Q.npy --k K.npy --v V.npy [--wo W.npy] [--rope-theta X] [options] -o OUT.kvt\n"
-    "       kv-trace import --map M.npy [options] -o OUT.kvt\n\n"
-    "Q, K, V: [layers, heads, tokens, head_dim], post-RoPE, float16 or float32 (kept as they are) or float64 (rounded "
-    "to\n"
-    "float32); scores are q.k / sqrt(head_dim). W: [layers, hidden, q_heads * head_dim], as Hugging Face stores "
-    "o_proj.\n"
-    "M: [layers, heads, rows, tokens], softmaxed; fewer rows than tokens are the last ones; gives recall only.\n"
+    "usage: kv-trace import --q Q --k K --v V [--wo W] [--rope-theta X] [options] -o OUT.kvt\n"
+    "       kv-trace import --map M [options] -o OUT.kvt\n\n"
+    "An array is a .npy file, or FILE:NAME in an .npz or a safetensors file (NAME may be left out where there is "
+    "one).\n"
+    "Q, K, V: [layers, heads, tokens, head_dim], post-RoPE, float16, bfloat16 or float32 (kept as they are) or "
+    "float64\n"
+    "(rounded to float32); scores are q.k / sqrt(head_dim). W: [layers, hidden, q_heads * head_dim], as Hugging Face\n"
+    "stores o_proj. M: [layers, heads, rows, tokens], softmaxed; fewer rows than tokens are the last ones; gives "
+    "recall\n"
+    "only.\n"
     "  --tokens T.json      JSON array of token ids (default: 0, 1, 2, ...)\n"
     "  --prompt-tokens N    the first N tokens are the prompt (default: all)\n\n"
     "  kv-trace import --q q.npy --k k.npy --v v.npy --prompt-tokens 512 -o a.kvt\n"
+    "  kv-trace import --q mine.npz:q --k mine.npz:k --v mine.npz:v -o mine.kvt\n"
     "  kv-trace import --map attention.npy -o map.kvt\n",
     run};

@@ -17,7 +17,7 @@ for p in kv-trace kv-capture kv-sim kv-analyze; do
     $p >.out 2>.err
     check "$p alone: exit 2 and something on stderr" test $? -eq 2 -a -s .err -a ! -s .out
 done
-for c in info verify recover diff slice cat import synth; do
+for c in info verify recover diff slice cat import export synth; do
     ok kv-trace $c --help
     sed -n 's/^  \(kv-.*\)/\1/p' .out >>examples
 done
@@ -58,6 +58,7 @@ import numpy as np
 r = np.random.default_rng(0)
 q = r.standard_normal((4, 8, 520, 16)).astype("f2")
 np.save("q", q), np.save("k", q[:, :2]), np.save("v", q[:, 2:4])
+np.savez("mine", q=q, k=q[:, :2], v=q[:, 2:4])
 m = np.tril(r.random((2, 4, 64, 64)))
 np.save("attention", (m / m.sum(-1, keepdims=True)).astype("f4"))'
 awk '!seen[$0]++' examples | sed 's,/tmp/,./,g' >once

@@ -61,3 +61,43 @@ check 'tokens come back' test "$(kv-trace cat full.kvt --stream tokens | tr -d '
 ok kv-trace import --q back_q.npy --k back_k.npy --v back_v.npy --wo back_wo.npy --tokens t40.json --prompt-tokens 30 -o again.kvt
 check 'imported again: the same bytes' cmp full.kvt again.kvt
 ok kv-trace diff full.kvt again.kvt
+
+# .npz and safetensors: the same trace as from .npy files
+ok kv-trace import --q q.npy --k k.npy --v v.npy -o npy.kvt
+same() { # same WHAT QUERIES KEYS VALUES: gives npy.kvt again
+    ok kv-trace import --q "$2" --k "$3" --v "$4" -o other.kvt
+    check "$1 gives the same trace" cmp npy.kvt other.kvt
+}
+same .npz all.npz:q all.npz:k all.npz:v
+same 'a compressed .npz' packed.npz:q packed.npz:k packed.npz:v
+same 'safetensors' all.safetensors:layers.q all.safetensors:layers.k all.safetensors:layers.v
+same 'a mixture, one array without a name' packed.npz:q one.npz with:colon.npy
+ok kv-trace import --map all.npz:map -o map_npz.kvt
+ok kv-trace import --q bf16.safetensors:q --k bf16.safetensors:k --v bf16.safetensors:v -o bf16.kvt
+ok kv-trace info bf16.kvt --json
+check 'bfloat16 stays bfloat16' grep -q '"dtype": "bf16"' .out
+ok kv-trace cat bf16.kvt --stream q -o bf16.npy
+check 'and its values' python3 "$CLI/equal.py" bf16.npy q_bf16.npy
+
+odd() { # odd N WORD ARRAY
+    refused "$1" "$2" kv-trace import --q "$3" --k k.npy --v v.npy -o out.kvt
+}
+odd 2 'q k v map' all.npz
+odd 1 'no array' all.npz:nothing
+odd 1 layers.q all.safetensors:q
+odd 2 layers.q all.safetensors
+odd 2 'has no names' k.npy:q
+odd 1 'No such file' nowhere.npz:q
+odd 1 'truncated' cut.npz:q
+odd 1 checksum flipped.npz:q
+odd 1 damaged flipped_packed.npz:q
+odd 1 'larger than it can be' bomb.npz:q
+odd 1 'not a .npy' text.npz
+odd 1 'method 12' bzip2.npz
+odd 1 'no arrays' empty.npz
+odd 1 F8_E4M3 f8.safetensors
+odd 1 duplicate twice.safetensors:layers.q
+odd 1 data_offsets beyond.safetensors:layers.q
+odd 1 shape negative.safetensors:layers.q
+odd 1 shape wrap.safetensors:layers.q
+odd 1 'header length' long.safetensors:layers.q
