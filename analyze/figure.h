@@ -27,4 +27,7 @@ kv_status kv_figure_draw(const char *plots, const char *folder, const char *name
 kv_status kv_figure_attention(const char *plots, const char *folder, const char *trace, const char *policy,
                               const char *budget, uint32_t layer, uint32_t head, kv_error *err);
 
+/* plot cake (cake_figure.c): what CAKE sees in a trace and makes of it at this budget. */
+kv_status kv_figure_cake(const char *plots, const char *folder, const char *trace, const char *budget, kv_error *err);
+
 #endif

@@ -219,9 +219,9 @@ out:
 
 static kv_status unknown_figure(const char *name, char **names, size_t n, kv_error *err)
 {
-    char list[512] = "attention";
+    char list[512] = "attention cake";
     const char *near = kv_nearest(name, (const char *const *)(uintptr_t)names, n);
-    if (near) snprintf(list, sizeof list, "%s attention", near);
+    if (near) snprintf(list, sizeof list, "%s attention cake", near);
     for (size_t i = 0; i < n; i++)
         if ((!near || strcmp(near, names[i])) && strlen(list) + strlen(names[i]) + 2 < sizeof list)
             strcat(strcat(list, " "), names[i]);
@@ -231,7 +231,7 @@ static kv_status unknown_figure(const char *name, char **names, size_t n, kv_err
 /* One item of an option that may be given once here, or an error that names it. */
 static kv_status one_of(const kv_list *l, const char *option, const char **out, kv_error *err)
 {
-    if (l->n != 1) return kv_fail(err, KV_EMISUSE, "plot attention needs one --%s", option);
+    if (l->n != 1) return kv_fail(err, KV_EMISUSE, "this figure needs one --%s", option);
     *out = l->v[0];
     return KV_OK;
 }
@@ -249,6 +249,16 @@ static kv_status attention(const kv_analysis *a, const char *plots, const char *
     return st;
 }
 
+static kv_status cake(const kv_analysis *a, const char *plots, const char *folder, kv_error *err)
+{
+    const char *budget = "10%";
+    kv_status st = a->budgets.n ? one_of(&a->budgets, "budget", &budget, err) : KV_OK;
+    if (!st && !a->trace_file) st = kv_fail(err, KV_EMISUSE, "plot cake needs --trace-file T.kvt");
+    if (!st) st = kv_figure_cake(plots, folder, a->trace_file, budget, err);
+    if (!st) fprintf(a->talk, "%s/cake.svg .png .csv\n", a->folder);
+    return st;
+}
+
 kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err)
 {
     char *plots = NULL, *folder = NULL, **names = NULL;
@@ -262,12 +272,16 @@ kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err)
     if ((st = kv_plots_folder(&plots, err)) || (st = figure_names(plots, &names, &n, err))) goto out;
     size_t k = 0;
     while (k < n && strcmp(names[k], want)) k++;
-    if (k == n && strcmp(want, "all") && strcmp(want, "attention")) {
+    if (k == n && strcmp(want, "all") && strcmp(want, "attention") && strcmp(want, "cake")) {
         st = unknown_figure(want, names, n, err);
         goto out;
     }
     if (!strcmp(want, "attention")) { /* needs a trace, not the database */
         if (!(st = kv_figure_folder(a->folder, &folder, err))) st = attention(a, plots, folder, err);
+        goto out;
+    }
+    if (!strcmp(want, "cake")) {
+        if (!(st = kv_figure_folder(a->folder, &folder, err))) st = cake(a, plots, folder, err);
         goto out;
     }
     if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_selection_model(db, &s, err)) ||

@@ -125,6 +125,16 @@ static void script_tau(const kv_spec *s, uint32_t C, double *tau1, double *tau2)
     *tau2 = C == 1024 ? t[1] : C == 128 ? t[3] : 1;
 }
 
+void kv_cake_preference(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t C, double *preference)
+{
+    double tau1 = s->tau1, tau2 = s->tau2;
+    script_tau(s, C, &tau1, &tau2);
+    for (uint32_t l = 0; l < n; l++)
+        preference[l] = r->entropy[l] > 0 && r->variance[l] > 0
+                            ? kv_pow(r->entropy[l], 1 / tau1) * kv_pow(r->variance[l], 1 / tau2)
+                            : 0;
+}
+
 /* Window-free budgets of the layers; -1 = the layer keeps everything. */
 static kv_status layer_budgets(const kv_plan *p, const kv_spec *s, const kv_ranking *r, const kv_budget_resolved *c,
                                int64_t *b, kv_error *err)
@@ -159,13 +169,9 @@ static kv_status layer_budgets(const kv_plan *p, const kv_spec *s, const kv_rank
         break;
     }
     case KV_LAYERS_CAKE: {
-        double *pref = NULL, tau1 = s->tau1, tau2 = s->tau2;
-        script_tau(s, c->tokens, &tau1, &tau2);
+        double *pref = NULL;
         st = kv_array(&pref, n, sizeof *pref, err);
-        for (uint32_t l = 0; l < n && !st; l++)
-            pref[l] = r->entropy[l] > 0 && r->variance[l] > 0
-                          ? kv_pow(r->entropy[l], 1 / tau1) * kv_pow(r->variance[l], 1 / tau2)
-                          : 0;
+        if (!st) kv_cake_preference(s, r, n, c->tokens, pref);
         if (!st) st = kv_cake_budgets(pref, n, B * n, L - nf, s->cascading, b, NULL, err);
         free(pref);
         break;

@@ -23,6 +23,7 @@ ok kv-analyze plot all --db r.db -o two
 check 'twice: the same files' diff -r one two
 for n in "$ROOT"/plots/*.sql; do
     n=$(basename "$n" .sql)
+    if [ $n = nll ]; then continue; fi # needs a model: sim-closed.sh
     check "$n.svg is one" grep -q '</svg>' "one/$n.svg"
     check "$n.png is one" test "$(head -c 4 "one/$n.png" | tail -c 3)" = PNG
     check "$n.csv has data" test "$(wc -l <"one/$n.csv")" -gt 1
@@ -31,6 +32,10 @@ ok kv-analyze plot attention --trace-file t.kvt -p snapkv -b 20% --layer 1 --hea
 check 'attention.svg is one' grep -q '</svg>' one/attention.svg
 ok kv-analyze plot attention --trace-file t.kvt -p snapkv -b 20% --layer 1 --head 2 -o two
 check 'attention twice: the same files' diff -r one two
+ok kv-analyze plot cake --trace-file t.kvt -b 20% -o one
+check 'cake.svg is one' grep -q '</svg>' one/cake.svg
+ok kv-analyze plot cake --trace-file t.kvt -b 20% -o two
+check 'cake twice: the same files' diff -r one two
 check 'no leftovers' test -z "$(find . -name '*.partial' -o -name '*.tmp' -o -name '*.gp')"
 if have python3; then
     check 'every svg is well-formed' python3 -c '

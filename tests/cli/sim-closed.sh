@@ -22,6 +22,13 @@ else
     skip 'no sqlite3: the numbers are not looked at'
 fi
 
+if have gnuplot; then
+    ok kv-analyze plot nll --db r.db -o fig
+    check 'nll.svg is one' grep -q '</svg>' fig/nll.svg
+else
+    skip 'gnuplot is not installed: nll is not drawn'
+fi
+
 refused 2 'needs --model' kv-sim run t.kvt -p snapkv -b 10 --generate --db out.db
 refused 2 'need --model' kv-sim run t.kvt -p snapkv -b 10 --metrics delta_nll --db out.db
 refused 2 'need --generate' kv-sim run t.kvt -p snapkv -b 10 --metrics answer_found --model "$M" --db out.db
