@@ -249,7 +249,7 @@ void kv_arch_begin(kv_loader *l, const kv_arch *arch)
     kv_model_desc *d = &l->m->desc;
     l->arch = arch;
     d->norm = arch->norm, d->qk_norm = arch->qk_norm, d->act = arch->act;
-    d->gated = arch->gated, d->parallel = arch->parallel;
+    d->gated = arch->gated, d->parallel = arch->parallel, d->post_norm = arch->flags & KV_ARCH_POST_NORM;
     d->softcap = arch->softcap, d->final_softcap = arch->final_softcap;
     d->embed_scale = d->residual_scale = d->logit_scale = 1;
 }

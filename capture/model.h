@@ -61,6 +61,7 @@ typedef struct {
     kv_qk_norm qk_norm;
     kv_act act;
     bool gated, parallel;
+    bool post_norm;    /* there are post_attn_norm and post_ffn_norm */
     uint32_t rope_dim; /* rotated elements of a head, even; 0 = no rotation */
     uint32_t n_rope;   /* 0, 1 or 2 */
     kv_rope_freqs rope[2];

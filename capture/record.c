@@ -92,6 +92,7 @@ kv_status kv_record_sizes(const kv_trace_info *i, const kv_record_options *o, ui
         for (uint32_t r = 0; r < i->n_token; r++) q_rows += keeps_q(i, o->level, r);
         size[KV_S_K] = size[KV_S_V] = layers * hk * n * d * e;
         size[KV_S_Q] = layers * hq * q_rows * d * e;
+        if (i->post_norm_eps > 0) size[KV_S_POST_NORM] = layers * i->hidden * 8;
         if (o->wo) size[KV_S_WO] = layers * i->hidden * hq * d * e;
     }
     if (o->map_rows) size[KV_S_MAP_WINDOW] = layers * hq * (o->map_rows < p ? o->map_rows : p) * p * 2;
@@ -366,6 +367,21 @@ static unsigned want(void *ctx, uint32_t layer)
     return r->o.level >= KV_RECORD_STATS ? KV_WANT_STAT | KV_WANT_SUMS : 0;
 }
 
+/* What happens to the attention output behind W_O: the norm's weight and the bias in front of it. */
+static kv_status put_post_norm(kv_recorder *r, uint32_t layer, kv_error *err)
+{
+    const kv_layer_weights *w = &r->m->layer[layer];
+    kv_chunk c = chunk_of(r, KV_S_POST_NORM, layer);
+    float *v = NULL;
+    c.head_count = 1, c.token_count = r->info->hidden, c.width = 2;
+    kv_status st = kv_array(&v, 2 * (size_t)c.token_count, sizeof *v, err);
+    for (uint32_t i = 0; i < c.token_count && !st; i++)
+        v[2 * i] = w->post_attn_norm.w[i], v[2 * i + 1] = w->bo ? w->bo[i] : 0;
+    if (!st) st = kv_trace_put_f32(r->w, &c, v, err);
+    free(v);
+    return st;
+}
+
 static kv_status record(void *ctx, const kv_attn_view *a, kv_error *err)
 {
     kv_recorder *r = ctx;
@@ -400,6 +416,7 @@ static kv_status record(void *ctx, const kv_attn_view *a, kv_error *err)
         uint32_t rows = r->o.map_rows < p ? r->o.map_rows : p;
         if ((st = put_colsum(r, j, err))) goto out;
         if (rows && (st = put_map(r, j, KV_S_MAP_WINDOW, p - rows, p, p, err))) goto out;
+        if (i->post_norm_eps > 0 && r->o.level >= KV_RECORD_OBS && (st = put_post_norm(r, a->layer, err))) goto out;
         if (r->o.wo && r->o.level >= KV_RECORD_OBS) {
             kv_chunk c = chunk_of(r, KV_S_WO, a->layer);
             c.width = i->n_q_head * i->head_dim, c.dtype = i->dtype;

@@ -75,6 +75,7 @@ static kv_status fill_info(const kv_model *m, const kv_capture_request *q, const
     i->n_token = j->n_token, i->n_prompt = j->n_prompt, i->n_context = j->n_context;
     i->scale = d->scale, i->softcap = d->softcap;
     i->rope_theta = rope ? rope->theta : 0, i->rope_dim = d->rope_dim, i->rope_mscale = rope ? rope->mscale : 1;
+    i->post_norm_eps = d->post_norm ? d->norm_eps : 0, i->out_scale = d->residual_scale;
     i->dtype = q->dtype, i->obs_rows = q->level == KV_RECORD_OBS ? KV_RECORD_OBS_ROWS : 0;
     i->question = j->question;
     if ((st = kv_array(&i->layer, i->n_layer, sizeof *i->layer, err)) ||

@@ -50,7 +50,7 @@ kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, s
     kv_status st = kv_array(&norm, n, sizeof *norm, err);
     /* point by point: a row's place in a product decides its last bits, and must not depend on the other points */
     for (size_t i = 0; i < n_point && !st; i++) {
-        st = kv_measure_project(m, n, diff + i * n * m->l.n_q_head * m->l.d, norm, err);
+        st = kv_measure_project(m, r0, n, diff + i * n * m->l.n_q_head * m->l.d, norm, err);
         double *sum = &m->out->layer_error[point[i] * m->plan->scene->n_evict + m->l.order];
         for (size_t r = 0; r < n && !st; r++) *sum += m->ref[r0 + r] > 0 ? norm[r] / m->ref[r0 + r] : 0;
     }

@@ -128,6 +128,8 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
     if (!st && (needs & KV_NEED_WO)) {
         st = floats(&l->wo, in->hidden, l->n_q_head, l->d, err);
         if (!st) st = kv_trace_read_wo(s->trace, l->number, l->wo, err);
+        if (!st && in->post_norm_eps > 0) st = floats(&l->post_norm, in->hidden, 2, 1, err);
+        if (!st && l->post_norm) st = load(l, KV_S_POST_NORM, 1, 0, in->hidden, 2, l->post_norm, err);
     }
     if (!st && (needs & KV_NEED_COLSUM)) {
         kv_stream cs = l->L == in->n_prompt ? KV_S_COLSUM : KV_S_COLSUM_CTX;
@@ -143,8 +145,8 @@ kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs,
 
 void kv_layer_free(kv_layer *l)
 {
-    free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->colsum),
-        free(l->probs), free(l->basis);
+    free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->post_norm),
+        free(l->colsum), free(l->probs), free(l->basis);
     *l = (kv_layer){0};
 }
 

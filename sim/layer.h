@@ -52,6 +52,7 @@ typedef struct {
     float *q_win;        /* [n_q_head][max_window][d] rows L-max_window..L-1, or NULL */
     float *q_all;        /* [n_q_head][L][d] all rows before the cut, or NULL */
     float *wo;           /* [hidden][n_q_head*d], or NULL */
+    float *post_norm;    /* [hidden][2] weight and bias of the norm behind W_O, loaded with it; NULL: there is none */
     float *colsum;       /* [n_q_head][L], or NULL */
     /* softmax rows of a window, computed once per window length and shared by the scorers of a layer */
     uint32_t probs_window;

@@ -1,6 +1,7 @@
 /* measure.c - a layer under measurement. */
 #include "sim/measure.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "kernels/kernels.h"
@@ -24,6 +25,7 @@ static kv_status reference(kv_measure *m, kv_error *err)
 static kv_status triangle(kv_measure *m, kv_error *err)
 {
     size_t width = (size_t)m->l.n_q_head * m->l.d, hidden = m->plan->scene->info->hidden;
+    if (m->l.post_norm) return KV_OK; /* its norm needs the output itself */
     if (m->plan->scene->n_asked < 4 * width / m->plan->scene->n_row + 1) return KV_OK;
     m->n_triangle = hidden < width ? hidden : width;
     kv_status st = kv_array(&m->triangle, m->n_triangle * width, sizeof *m->triangle, err);
@@ -31,12 +33,70 @@ static kv_status triangle(kv_measure *m, kv_error *err)
     return st;
 }
 
-kv_status kv_measure_project(const kv_measure *m, size_t n, const float *x, double *norm, kv_error *err)
+/* W_O o of all heads of rows r0.. */
+static kv_status project_outputs(kv_measure *m, size_t r0, size_t n, kv_error *err)
 {
+    size_t d = m->l.d, T = m->plan->scene->n_row, width = (size_t)m->l.n_q_head * d,
+           hidden = m->plan->scene->info->hidden;
+    float *x = NULL;
+    kv_status st = kv_array(&x, n * width, sizeof *x, err);
+    if (!st && !m->projected) st = kv_array(&m->projected, KV_LAYER_ROWS * hidden, sizeof *m->projected, err);
+    for (size_t h = 0; h < m->l.n_q_head && !st; h++)
+        for (size_t r = 0; r < n; r++) memcpy(x + r * width + h * d, m->o + (h * T + r0 + r) * d, d * sizeof *x);
+    if (!st && !kv_matmul(n, hidden, width, x, m->l.wo, m->projected, hidden, 1))
+        st = kv_fail(err, KV_ENOMEM, "out of memory");
+    m->projected_r0 = st ? SIZE_MAX : r0;
+    free(x);
+    return st;
+}
+
+/* y = z / sqrt(mean z^2 + eps) * weight for z = row + bias - less (less NULL: 0). */
+static void normalise(const kv_measure *m, const float *row, const float *less, double *y)
+{
+    size_t n = m->plan->scene->info->hidden;
+    const float *norm = m->l.post_norm;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        y[i] = (double)row[i] + norm[2 * i + 1] - (less ? (double)less[i] : 0);
+        sum += y[i] * y[i];
+    }
+    double inv = 1 / sqrt(sum / (double)n + m->plan->scene->info->post_norm_eps);
+    for (size_t i = 0; i < n; i++) y[i] *= inv * norm[2 * i];
+}
+
+/* A norm is not linear, so both outputs go through it. */
+static kv_status normed_change(kv_measure *m, size_t r0, size_t n, const float *x, double *norm, kv_error *err)
+{
+    size_t hidden = m->plan->scene->info->hidden, width = (size_t)m->l.n_q_head * m->l.d;
+    float *less = NULL;
+    double *a = NULL;
+    kv_status st = kv_array(&less, n * hidden, sizeof *less, err);
+    if (!st) st = kv_array(&a, 2 * hidden, sizeof *a, err);
+    if (!st && (!m->projected || m->projected_r0 != r0)) st = project_outputs(m, r0, n, err);
+    if (!st && !kv_matmul(n, hidden, width, x, m->l.wo, less, hidden, 1)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    for (size_t r = 0; r < n && !st; r++) {
+        const float *row = m->projected + r * hidden;
+        double *b = a + hidden, sum = 0;
+        normalise(m, row, NULL, a), normalise(m, row, less + r * hidden, b);
+        for (size_t i = 0; i < hidden; i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
+        norm[r] = sqrt(sum);
+    }
+    free(less), free(a);
+    return st;
+}
+
+kv_status kv_measure_project(kv_measure *m, size_t r0, size_t n, const float *x, double *norm, kv_error *err)
+{
+    const kv_trace_info *in = m->plan->scene->info;
     size_t width = (size_t)m->l.n_q_head * m->l.d;
-    bool ok = m->triangle ? kv_project_norm_upper(n, width, m->n_triangle, x, m->triangle, norm)
-                          : kv_project_norm(n, width, m->plan->scene->info->hidden, x, m->l.wo, norm);
-    return ok ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory");
+    kv_status st = KV_OK;
+    if (m->l.post_norm)
+        st = normed_change(m, r0, n, x, norm, err);
+    else if (!(m->triangle ? kv_project_norm_upper(n, width, m->n_triangle, x, m->triangle, norm)
+                           : kv_project_norm(n, width, in->hidden, x, m->l.wo, norm)))
+        st = kv_fail(err, KV_ENOMEM, "out of memory");
+    for (size_t r = 0; r < n && !st && in->out_scale > 0; r++) norm[r] *= in->out_scale;
+    return st;
 }
 
 kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
@@ -61,7 +121,8 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
     if (!st && m->out->layer_error) st = triangle(m, err);
     if (!st) st = kv_measure_is_local(m) ? kv_measure_local(m, err) : kv_measure_prefixes(m, err);
     if (!st && schedules) st = kv_measure_schedules(m, err);
-    free(m->o), free(m->lse), free(m->norm_o), free(m->base_mass), free(m->contested), free(m->ref), free(m->triangle);
+    free(m->o), free(m->lse), free(m->norm_o), free(m->base_mass), free(m->contested), free(m->ref), free(m->triangle),
+        free(m->projected);
     kv_layer_free(&m->l);
     return st;
 }

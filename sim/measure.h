@@ -15,6 +15,8 @@
 #include "sim/replay.h"
 #include "sim/schedule.h"
 
+enum { KV_LAYER_ROWS = 64 }; /* rows projected at a time */
+
 /* One layer being measured; belongs to one thread. Hq = query heads, d = head size, n_row = measured rows. */
 typedef struct {
     const kv_plan *plan;
@@ -24,8 +26,11 @@ typedef struct {
     bool errors;     /* some metric of outputs is wanted */
     bool contest;    /* contested recall is wanted */
     kv_layer l;
-    float *triangle;    /* [n_triangle][Hq * d]: stands for W_O in norms (kv_triangle), or NULL */
-    size_t n_triangle;  /* its rows */
+    float *triangle;   /* [n_triangle][Hq * d]: stands for W_O in norms (kv_triangle), or NULL */
+    size_t n_triangle; /* its rows */
+    float
+        *projected; /* [KV_LAYER_ROWS][hidden] W_O o of the rows from projected_r0 on, where a norm follows; or NULL */
+    size_t projected_r0;
     double *ref;        /* [n_row] ||x|| or the norm of the layer's own output; NULL without layer errors */
     float *o, *lse;     /* [Hq][n_row][d], [Hq][n_row]: the full cache's outputs and log-sum-exps */
     double *norm_o;     /* [Hq][n_row] ||o|| */
@@ -42,8 +47,10 @@ kv_status kv_measure_schedules(kv_measure *m, kv_error *err);
 bool kv_measure_is_local(const kv_measure *m);
 kv_status kv_measure_local(kv_measure *m, kv_error *err);
 
-/* norm[r] = ||W_O x[r]|| of n rows x [n][Hq * d]. */
-kv_status kv_measure_project(const kv_measure *m, size_t n, const float *x, double *norm, kv_error *err);
+/* norm[r] = how much the stream changes when the attention outputs of rows r0.. (m->o) lose x [n][Hq * d]: ||W_O
+ * x[r]||, times the model's factor on it; where a norm follows W_O, the distance of the two outputs behind it. r0 and n
+ * as in kv_account_layer. */
+kv_status kv_measure_project(kv_measure *m, size_t r0, size_t n, const float *x, double *norm, kv_error *err);
 
 /* The rankings that prefix points of the plan use, each with the counts they ask for: what a walk stops at. */
 typedef struct {
@@ -76,7 +83,6 @@ typedef struct {
 void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const kv_kept_rows *x);
 /* The same for whole rows of the layer: diff [n_point][n][Hq * d] = o - o_hat of all heads of rows r0.. at each point;
  * r0 a multiple of KV_LAYER_ROWS, n as many as there are up to that. */
-enum { KV_LAYER_ROWS = 64 };
 kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
                            kv_error *err);
 

@@ -193,7 +193,7 @@ static kv_status own_output(kv_measure *m, size_t r0, size_t n, kv_error *err)
     kv_status st = kv_array(&x, n * width, sizeof *x, err);
     for (size_t h = 0; h < m->l.n_q_head && !st; h++)
         for (size_t r = 0; r < n; r++) memcpy(x + r * width + h * d, m->o + (h * T + r0 + r) * d, d * sizeof *x);
-    if (!st) st = kv_measure_project(m, n, x, m->ref + r0, err);
+    if (!st) st = kv_measure_project(m, r0, n, x, m->ref + r0, err);
     free(x);
     return st;
 }

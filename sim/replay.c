@@ -44,6 +44,8 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
     for (uint32_t l = 0; l < sc->n_evict; l++) {
         uint32_t number = sc->info->layer[sc->evict[l]];
         if (!kv_trace_has_wo(sc->trace, number)) wo = false;
+        if (sc->info->post_norm_eps > 0 && !kv_trace_has(sc->trace, KV_S_POST_NORM, number, 0, 0, sc->info->hidden))
+            wo = false;
         if (!kv_trace_has(sc->trace, KV_S_XNORM, number, 0, sc->row_first, sc->n_token)) out->own_output = true;
     }
     if (!kv_mul(n_point, (size_t)sc->n_evict * sc->info->n_q_head, &n))

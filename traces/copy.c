@@ -67,6 +67,7 @@ static uint64_t row_end(const job *j, uint32_t stream)
     bool shorter = n < j->old->n_token, less_prompt = n < j->old->n_prompt;
     if (!shorter) return UINT64_MAX;
     switch (stream) {
+    case KV_S_POST_NORM:
     case KV_S_WO: return UINT64_MAX; /* its rows are no tokens */
     case KV_S_COLSUM:
     case KV_S_MAP_WINDOW: return less_prompt ? 0 : UINT64_MAX; /* sums over, or rows at the end of, the whole prompt */

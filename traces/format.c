@@ -27,6 +27,7 @@ static const kvt_stream_info streams[] = {
     [KV_S_OFFSETS] = {"offsets", 't', NULL},
     [KV_S_PROVENANCE] = {"provenance", 'b', NULL},
     [KV_S_LSE] = {"lse", 'h', "--record stats, obs or qkv"},
+    [KV_S_POST_NORM] = {"post_norm", 'l', "--record obs or qkv"},
 };
 #define N_STREAM (sizeof streams / sizeof *streams)
 

@@ -44,6 +44,8 @@ kv_status kvt_check_info(const kv_trace_info *i, kv_error *err)
         (what = "rope_theta", !isfinite(i->rope_theta) || i->rope_theta < 0) ||
         (what = "rope_dim", i->rope_dim > i->head_dim || i->rope_dim % 2) ||
         (what = "inv_freq", i->inv_freq && rot % 2) || (what = "rope_mscale", !isfinite(i->rope_mscale)) ||
+        (what = "post_norm_eps", !isfinite(i->post_norm_eps) || i->post_norm_eps < 0) ||
+        (what = "out_scale", !isfinite(i->out_scale) || i->out_scale < 0) ||
         (what = "dtype", i->dtype != KV_F32 && i->dtype != KV_F16 && i->dtype != KV_BF16) ||
         (what = "model", !string_ok(i->model, true)) || (what = "arch", !string_ok(i->arch, true)) ||
         (what = "record", !string_ok(i->record, true)) || (what = "prompt_id", !string_ok(i->prompt_id, false)) ||
@@ -171,6 +173,8 @@ kv_status kvt_info_to_json(const kv_trace_info *i, char **out, kv_error *err)
     ok &= !json_object_set_new(o, "rope_theta", json_real(i->rope_theta));
     ok &= !json_object_set_new(o, "rope_dim", json_integer(i->rope_dim));
     ok &= !json_object_set_new(o, "rope_mscale", json_real(i->rope_mscale));
+    if (i->post_norm_eps > 0) ok &= !json_object_set_new(o, "post_norm_eps", json_real(i->post_norm_eps));
+    if (i->out_scale > 0 && i->out_scale != 1) ok &= !json_object_set_new(o, "out_scale", json_real(i->out_scale));
     ok &= !json_object_set_new(o, "obs_rows", json_integer(i->obs_rows));
     if (i->inv_freq) {
         json_object_set_new(o, "inv_freq", v = json_array());
@@ -329,6 +333,7 @@ kv_status kvt_info_from_json(const char *json, size_t n, kv_trace_info *i, kv_er
     i->scale = take_float(&f, "scale", NAN), i->softcap = take_float(&f, "softcap", 0);
     i->rope_theta = take_float(&f, "rope_theta", 0), i->rope_dim = take_u32(&f, "rope_dim", false);
     i->rope_mscale = take_float(&f, "rope_mscale", 1), i->obs_rows = take_u32(&f, "obs_rows", false);
+    i->post_norm_eps = take_float(&f, "post_norm_eps", 0), i->out_scale = take_float(&f, "out_scale", 0);
     if (i->head_dim <= KV_HEAD_DIM_MAX && i->rope_dim <= KV_HEAD_DIM_MAX) take_inv_freq(&f, i);
     take_spans(&f, i);
     if (f.bad) {

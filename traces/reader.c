@@ -260,6 +260,7 @@ static kv_status check_shapes(const kv_trace *t, kv_error *err)
         case KV_S_X: width = i->hidden; break;
         case KV_S_ROWSTAT: width = 4; break;
         case KV_S_WO: width = (uint64_t)i->n_q_head * i->head_dim, rows = i->hidden; break;
+        case KV_S_POST_NORM: width = 2, rows = i->hidden; break;
         case KV_S_OFFSETS: width = 1, rows++; break;
         case KV_S_MAP: width = e->width < i->n_token ? i->n_token : 0; break; /* a run may stop before its limit */
         case KV_S_MAP_WINDOW: width = i->n_prompt; break;

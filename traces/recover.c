@@ -278,7 +278,7 @@ kv_status kvt_consistent(const kv_trace *t, kvt_part *part, uint32_t *dropped_la
     for (uint32_t l = 0; l < in->n_layer; l++) whole[l] = in->n_token;
     for (uint32_t s = 1; s < 32; s++) {
         const kvt_stream_info *si = kvt_stream(s);
-        bool optional = s == KV_S_WO || s == KV_S_X || s == KV_S_OUT;
+        bool optional = s == KV_S_WO || s == KV_S_POST_NORM || s == KV_S_X || s == KV_S_OUT;
         uint64_t most = 0;
         if (!si || si->kind == 't' || si->kind == 'b') continue;
         for (uint32_t l = 0; l < in->n_layer; l++) any |= cells(t, s, in->layer[l]) > 0;

@@ -280,6 +280,7 @@ static uint32_t all_rows(const kv_trace *t, kv_stream s)
     case KV_S_COLSUM_CTX: return i->n_context;
     case KV_S_NLL: return i->n_token - 1;
     case KV_S_OFFSETS: return i->n_token + 1;
+    case KV_S_POST_NORM: return i->hidden;
     default: return i->n_token;
     }
 }

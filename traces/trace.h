@@ -35,6 +35,7 @@ typedef enum {
     KV_S_OFFSETS = 22,    /* 1 x N+1 x 1                    u32: byte offset of each token in the text, then its end */
     KV_S_PROVENANCE = 23, /* bytes                          JSON: times, host, threads; outside the content hash   */
     KV_S_LSE = 24,        /* q_heads x tokens x 1           f32: ln sum exp(score) over visible columns            */
+    KV_S_POST_NORM = 25,  /* 1 x hidden x 2                 f32: RMS norm behind W_O: its weight, and W_O's bias   */
 } kv_stream;
 const char *kv_stream_name(kv_stream s); /* "q", "k", "lse", ... ; NULL when unknown */
 bool kv_stream_parse(const char *name, kv_stream *out);
@@ -66,6 +67,8 @@ typedef struct {
     uint32_t rope_dim;          /* rotated elements of a head (0 = all) */
     float *inv_freq;            /* [rope_dim/2] effective inverse frequencies, or NULL: theta^(-2j/rope_dim) */
     float rope_mscale;          /* factor on cos and sin (YaRN, longrope); 1 when there is none */
+    float post_norm_eps;        /* > 0: the attention output is normalised behind W_O (KV_S_POST_NORM); 0 = it is not */
+    float out_scale;            /* factor on the attention output where it enters the stream; 0 or 1 = none */
     kv_dtype dtype;             /* of Q, K and V */
     char *record;               /* "tokens" "stats" "obs" "qkv"; "map": an imported map */
     uint32_t obs_rows;          /* at level obs: query rows kept before each cut point */
