@@ -243,7 +243,7 @@ static kv_status read_windows(reader *r)
         (st = fail(r, kv_json_bool(r->c, "use_sliding_window", &asked, &use, &r->why))))
         return st;
     if (asked && !use) window = 0;
-    if (types && (!asked || use)) return typed_windows(r, types, window);
+    if (types) return typed_windows(r, types, window);
     if (a->window == KV_WINDOW_PERIOD && !window)
         return BAD(r, KV_EFORMAT, "config.json: key 'sliding_window' is missing");
     if (a->window != KV_WINDOW_NONE && strcmp(a->hf, "llama")) return kv_arch_windows(r->l, window, period);

@@ -55,6 +55,16 @@ kv_status kv_json_count(const json_t *o, const char *keys, uint32_t lo, uint32_t
     json_int_t x = json_integer_value(v);
     if (x < lo || x > hi)
         return kv_fail(err, KV_EFORMAT, "key '%s' is %lld (%u to %u are possible)", name, (long long)x, lo, hi);
+    /* other spellings that are there too must agree */
+    for (const char *k = keys; *k;) {
+        char one[64];
+        size_t n = strcspn(k, " ");
+        snprintf(one, sizeof one, "%.*s", (int)n, k);
+        const json_t *w = json_object_get(o, one);
+        if (w && !json_is_null(w) && !json_equal(v, w))
+            return kv_fail(err, KV_EFORMAT, "keys '%s' and '%s' contradict each other", name, one);
+        k += n + (k[n] == ' ');
+    }
     *out = (uint32_t)x;
     return KV_OK;
 }

@@ -16,7 +16,7 @@ kv_status kv_json_file(const char *path, size_t max, json_t **out, kv_error *err
  * key's spelling (the first one when there is none). NULL when absent. o may be NULL. */
 const json_t *kv_json_find(const json_t *o, const char *keys, char name[64]);
 
-/* Absent: *out keeps its value, and *found (NULL allowed) is false. */
+/* Absent: *out keeps its value, and *found (NULL allowed) is false. Several spellings must agree. */
 kv_status kv_json_count(const json_t *o, const char *keys, uint32_t lo, uint32_t hi, bool *found, uint32_t *out,
                         kv_error *err);
 /* Finite and above 0, or at least 0 with `zero`. */

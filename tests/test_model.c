@@ -138,10 +138,34 @@ static void test_quants_by_hand(void)
     CHECK(kv_quant_find(16) && !kv_quant_find(16)->expand);
 }
 
-/* Stored dequantised rows of files made elsewhere. */
+/* The first rows of a tensor as ggml expands them: a file of the folder, the tensor, the expected values. */
+static void quant_golden(const char *folder, const char *file, const char *tensor, const char *expected)
+{
+    char path[256];
+    kv_gguf *g = NULL;
+    kv_npy want = {0};
+    kv_error err = {""};
+    snprintf(path, sizeof path, "%s/%s.npy", folder, expected);
+    kv_status st = kv_npy_read(path, &want, &err);
+    snprintf(path, sizeof path, "%s/%s", folder, file);
+    if (!st) st = kv_gguf_open(path, &g, &err);
+    const kv_gguf_tensor *t = g ? kv_gguf_tensor_find(g, tensor) : NULL;
+    CHECKF(t && want.rank == 2 && want.shape[0] <= t->n_row && want.shape[1] == t->ne[0], "%s", err.msg);
+    if (t) {
+        uint8_t *raw = malloc(want.shape[0] * (size_t)t->row_bytes);
+        float *y = malloc(want.n * sizeof *y);
+        CHECK(!kv_gguf_read_rows(g, t, 0, want.shape[0], raw, &err));
+        t->quant->expand(raw, want.n / t->quant->block, y);
+        CHECKF(!memcmp(y, want.data, want.n * sizeof *y), "%s", expected);
+        free(raw), free(y);
+    }
+    kv_npy_free(&want);
+    kv_gguf_close(g);
+}
+
 static void test_quants_golden(void)
 {
-    static const char *const cases[][3] = {
+    static const char *const here[][3] = {
         {"llama256.F16.gguf", "blk.0.attn_k.weight", "F16.deq.F16"},
         {"llama256.Q2_K.gguf", "blk.0.attn_k.weight", "Q2_K.deq.Q2_K"},
         {"llama256.Q2_K.gguf", "blk.0.attn_v.weight", "Q2_K.deq.Q3_K"},
@@ -149,28 +173,25 @@ static void test_quants_golden(void)
         {"llama256.Q4_K_M.gguf", "blk.0.attn_k.weight", "Q4_K_M.deq.Q4_K"},
         {"llama256.Q4_K_M.gguf", "blk.1.attn_v.weight", "Q4_K_M.deq.Q6_K"},
     };
-    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
-        char path[256];
-        kv_gguf *g = NULL;
-        kv_npy want = {0};
-        kv_error err = {""};
-        snprintf(path, sizeof path, "tests/golden/models/gguf/llama256/%s.npy", cases[c][2]);
-        kv_status st = kv_npy_read(path, &want, &err);
-        snprintf(path, sizeof path, "tests/golden/models/gguf/llama256/%s", cases[c][0]);
-        if (!st) st = kv_gguf_open(path, &g, &err);
-        const kv_gguf_tensor *t = g ? kv_gguf_tensor_find(g, cases[c][1]) : NULL;
-        CHECKF(t && want.rank == 2 && want.shape[0] <= t->n_row && want.shape[1] == t->ne[0], "%s", err.msg);
-        if (t) {
-            uint8_t *raw = malloc(want.shape[0] * (size_t)t->row_bytes);
-            float *y = malloc(want.n * sizeof *y);
-            CHECK(!kv_gguf_read_rows(g, t, 0, want.shape[0], raw, &err));
-            t->quant->expand(raw, want.n / t->quant->block, y);
-            CHECKF(!memcmp(y, want.data, want.n * sizeof *y), "%s", cases[c][2]);
-            free(raw), free(y);
-        }
-        kv_npy_free(&want);
-        kv_gguf_close(g);
+    static const char *const shared[][3] = {
+        {"llama256/llama256.F32.gguf", "blk.0.attn_k.weight", "llama256/F32.deq.F32"},
+        {"llama256/llama256.Q4_0.gguf", "blk.0.attn_k.weight", "llama256/Q4_0.deq.Q4_0"},
+        {"llama256/llama256.Q5_1.gguf", "blk.0.attn_k.weight", "llama256/Q5_1.deq.Q5_1"},
+        {"llama256/llama256.Q8_0.gguf", "blk.0.attn_k.weight", "llama256/Q8_0.deq.Q8_0"},
+        {"llama256/llama256.IQ4_NL.gguf", "blk.0.attn_k.weight", "llama256/IQ4_NL.deq.IQ4_NL"},
+        {"gemma2_256/gemma2_256.BF16.gguf", "blk.0.attn_k.weight", "gemma2_256/BF16.deq.BF16"},
+        {"gemma2_256/gemma2_256.Q6_K.gguf", "blk.0.attn_k.weight", "gemma2_256/Q6_K.deq.Q6_K"},
+        {"qwen2_256/qwen2_256.Q4_K_M.gguf", "blk.1.attn_v.weight", "qwen2_256/Q4_K_M.deq.Q6_K"},
+    };
+    static const char folder[] = "../shared/golden/models/gguf";
+    for (size_t c = 0; c < sizeof here / sizeof *here; c++)
+        quant_golden("tests/golden/models/gguf/llama256", here[c][0], here[c][1], here[c][2]);
+    if (access(folder, R_OK)) {
+        SKIP("no ../shared/golden");
+        return;
     }
+    for (size_t c = 0; c < sizeof shared / sizeof *shared; c++)
+        quant_golden(folder, shared[c][0], shared[c][1], shared[c][2]);
 }
 
 /* ------------------------------------------------------------------------------------------------ container */
