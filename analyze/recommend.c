@@ -59,11 +59,10 @@ static int by_bytes_down(const void *a, const void *b)
     return (x->budget < y->budget) - (x->budget > y->budget);
 }
 
-/* One budget of one variant; *there = false when it was not run. */
+/* The bytes of one budget of one variant; *there = false when it was not run. */
 static kv_status look(const kv_analysis *a, const kv_grid *g, size_t v, size_t b, const double *reference, step *out,
                       bool *there, kv_error *err)
 {
-    kv_pairs p = {0};
     size_t n = 0, missing = 0;
     *out = (step){.budget = b};
     for (size_t t = 0; t < g->n_trace; t++) {
@@ -85,8 +84,15 @@ static kv_status look(const kv_analysis *a, const kv_grid *g, size_t v, size_t b
                        g->variant[v].label, g->trace[missing - 1].name, g->budget[b].label);
     out->bytes /= (double)n, out->share /= (double)n, out->tokens /= (double)n, out->per_1000 /= (double)n;
     out->whole = out->share >= 0.9999;
-    kv_status st = kv_grid_against(g, v, reference, b, &p, err);
-    if (!st) st = kv_contrast_of(&p, g->better, 0, a->margin, &out->c, err);
+    return KV_OK;
+}
+
+/* What it loses. */
+static kv_status test(const kv_analysis *a, const kv_grid *g, size_t v, const double *reference, step *s, kv_error *err)
+{
+    kv_pairs p = {0};
+    kv_status st = kv_grid_against(g, v, reference, s->budget, &p, err);
+    if (!st) st = kv_contrast_of(&p, g->better, 0, a->margin, &s->c, err);
     kv_pairs_free(&p);
     return st;
 }
@@ -112,6 +118,7 @@ static kv_status ask(const kv_analysis *a, const kv_grid *g, size_t v, const dou
     if (!st && n > 1) qsort(s, n, sizeof *s, by_bytes_down);
     for (size_t i = 0; i < n && !st && !out->has_next; i++) {
         if (s[i].whole) continue;
+        if ((st = test(a, g, v, reference, &s[i], err))) break;
         if (s[i].c.noninferior)
             out->found = true, out->best = s[i];
         else

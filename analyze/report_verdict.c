@@ -78,7 +78,7 @@ static kv_status difference(kv_report *r, size_t a, size_t b, kv_interval *out, 
             d[(*n)++] = kv_cell_number(kv_sheet_at(&y, j++, v)) - kv_cell_number(kv_sheet_at(&x, i++, v));
         }
     }
-    if (!st) st = kv_bootstrap_mean(d, *n, KV_BOOT_RESAMPLES, KV_BOOT_SEED, KV_BOOT_LEVEL, out, err);
+    if (!st) st = kv_mean_interval(d, *n, out, err);
     free(d);
     kv_sheet_free(&x), kv_sheet_free(&y);
     return st;
