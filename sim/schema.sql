@@ -89,11 +89,13 @@ SELECT r.run_id, t.name AS trace, t.sha256 AS trace_sha256, t.model, t.arch, t.p
        r.seed, r.build, r.wall_s
 FROM run r JOIN trace t USING (trace_id) WHERE r.corner = '';
 
+-- CROSS JOIN keeps this order: from a run and a metric straight to its rows, where SQLite without statistics reads them all.
 CREATE VIEW v_metric AS
 SELECT r.run_id, t.name AS trace, t.model, t.prompt, t.category, r.policy, r.spec, r.budget, r.budget_tokens, r.budget_frac,
        n.name AS metric, n.unit, n.better, nullif(m.layer, -1) AS layer, nullif(m.head, -1) AS head,
        nullif(m.step, -1) AS step, m.value, m.n
-FROM metric m JOIN run r ON r.id = m.run JOIN trace t USING (trace_id) JOIN metric_name n USING (metric_id) WHERE r.corner = '';
+FROM run r CROSS JOIN metric_name n CROSS JOIN metric m ON m.run = r.id AND m.metric_id = n.metric_id JOIN trace t USING (trace_id)
+WHERE r.corner = '';
 
 CREATE VIEW v_slots AS
 SELECT r.run_id, s.layer, s.head, s.slots, s.bytes FROM slots s JOIN run r ON r.id = s.run WHERE r.corner = '';

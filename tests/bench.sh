@@ -10,3 +10,4 @@ if [ -f $model ]; then
 else
     echo "bench: no SmolLM2 in build/models (make model): capture and replay were not measured" >&2
 fi
+if command -v sqlite3 >/dev/null; then sh tests/bench_db.sh "$bin"; else echo "bench: no sqlite3: a large results.db was not measured" >&2; fi
