@@ -50,6 +50,27 @@ if [ -s "$tmp/mine/curves.svg" ] && cmp -s "$tmp/plugin.npy" "$tmp/mask.npy"; th
     echo "FAIL README.md: no curve, or the plug-in and the mask keep different sets"
     fail=$((fail + 1))
 fi
-[ "$pass" -ge 8 ] || fail=$((fail + 1))
+# three commands, then the ten queries on what they made
+sed -n '/^### From a capture/,/^### Ten/p' README.md | sed -n '/^```sh/,/^```/p' | grep -v '^```' | sed "s|build/answer|$tmp/answer|g; s|build/kv-|$bin/kv-|g" >"$tmp/run"
+if KVTRACE_PLOTS=plots sh -e "$tmp/run" >"$tmp/out" 2>&1 && [ -s "$tmp/answer/curves.svg" ]; then pass=$((pass + 1)); else
+    echo "FAIL README.md: three commands to a figure"
+    tail -3 "$tmp/out"
+    fail=$((fail + 1))
+fi
+sed -n '/^```sql/,/^```/p' README.md | grep -v '^```' >"$tmp/queries"
+python3 - "$tmp/answer.db" "$tmp/queries" <<'END'
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+queries = [q for q in open(sys.argv[2]).read().split(";") if q.strip()]
+assert len(queries) == 10, f"{len(queries)} queries"
+for q in queries:
+    # 9 has a row only where a policy keeps another number of bytes than asked
+    assert db.execute(q).fetchall() or "kept_of_nominal" in q, f"nothing from {q}"
+END
+if [ $? -eq 0 ]; then pass=$((pass + 1)); else
+    echo "FAIL README.md: a query"
+    fail=$((fail + 1))
+fi
+[ "$pass" -ge 10 ] || fail=$((fail + 1))
 echo "$pass passed, $fail failed"
 [ $fail -eq 0 ]
