@@ -125,14 +125,18 @@ tests: $(TESTS) $(PLUGINS)
 ## bench: timings as CSV, one row per thing measured (needs `make model`)
 bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path
 	@sh tests/bench.sh $(OUT)
-## test-gpu: what needs a CUDA device: kernels against their definitions; counts as skipped without one
-test-gpu: $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda
+## test-gpu: what needs a CUDA device: kernels against their definitions, captures; counts as skipped without one
+test-gpu: all $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda
 	$(OUT)/tests/test_kernels
 	$(OUT)/tests/test_cuda
+	python3 tests/gpu_check.py $(OUT) $(or $(wildcard ../shared/golden/models),tests/golden/models) build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 ## bench-gpu: rates of the device kernels beside cuBLAS and, where python3 has torch, its fused attention
 bench-gpu: $(OUT)/tests/bench_attention
 	@$(OUT)/tests/bench_attention
 	@python3 tests/bench_sdpa.py
+## bench-capture: recording on against off for the 8B shape, beside Hugging Face's prefill where python3 has transformers
+bench-capture: $(OUT)/tests/bench_capture
+	@for n in 8192 32768 131072; do $(OUT)/tests/bench_capture synthetic:llama-8b $$n || exit 1; python3 tests/bench_hf.py $$n; done
 ## bench-decode: decode attention at the kept length against the full cache, as a ratio in one run
 bench-decode: $(OUT)/tests/bench_decode
 	@$(OUT)/tests/bench_decode
@@ -164,6 +168,6 @@ help:
 	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
 
 FORCE:
-.PHONY: all deps model demo test tests test-gpu bench bench-gpu bench-decode lint format install clean help FORCE
+.PHONY: all deps model demo test tests test-gpu bench bench-gpu bench-capture bench-decode lint format install clean help FORCE
 .SECONDARY:
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

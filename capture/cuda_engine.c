@@ -146,7 +146,8 @@ static kv_status cuda_resize(kv_engine *base, uint32_t capacity, kv_error *err)
 {
     kv_cuda *e = (kv_cuda *)base;
     kv_status st = KV_OK;
-    e->n_past = 0;
+    e->n_past = 0, e->compute_s = 0;
+    kv_cuda_copy_restart(e);
     if (capacity <= e->o.capacity && e->dev[0].rooms.n) return KV_OK;
     drain(e);
     e->o.capacity = capacity;

@@ -154,5 +154,6 @@ kv_status kv_cuda_fetch_open(kv_cuda *e, kv_error *err);
 void kv_cuda_fetch_close(kv_cuda *e);
 kv_trace_source kv_cuda_source(kv_cuda *e);
 double kv_cuda_copy_seconds(kv_cuda *e);
+void kv_cuda_copy_restart(kv_cuda *e); /* count from 0 */
 
 #endif

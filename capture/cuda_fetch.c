@@ -41,6 +41,13 @@ double kv_cuda_copy_seconds(kv_cuda *e)
     return s;
 }
 
+void kv_cuda_copy_restart(kv_cuda *e)
+{
+    pthread_mutex_lock(&e->tickets->lock);
+    e->tickets->copy_s = 0;
+    pthread_mutex_unlock(&e->tickets->lock);
+}
+
 /* A ticket of the device that is selected. */
 static kv_status take_ticket(kv_cuda *e, const kv_cuda_gpu *v, uint32_t *number, kv_cuda_ticket *out, kv_error *err)
 {

@@ -246,6 +246,7 @@ kv_status kv_cuda_logits(kv_cuda *e, uint32_t n, const kv_engine_hook *hook, flo
     if (!all && !last) return KV_OK;
     if (most > KV_CUDA_LOGITS) most = KV_CUDA_LOGITS;
     if (most > e->chunk) most = e->chunk;
+    if ((st = kv_cuda_check(v, kv_gpu_select(v->id), "the device", err))) return st;
     for (uint32_t r = all ? 0 : n - 1; r < n && !st; r += step) {
         /* A block is of one kind: whole logits for the host, or losses. The last row's next token is not known. */
         bool w = !all || r == n - 1 || whole(hook, e->n_past + r);
@@ -253,10 +254,18 @@ kv_status kv_cuda_logits(kv_cuda *e, uint32_t n, const kv_engine_hook *hook, flo
             if ((r + step == n - 1 || whole(hook, e->n_past + r + step)) != w) break;
         if (w && step > e->logits_host_rows) step = e->logits_host_rows;
         if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while computing logits");
-        if ((st = kv_cuda_check(v, logit_block(e, v, r, step, !w), "the logits", err))) break;
-        int g = w ? kv_gpu_copy(e->logits_host, v->work, step * row_bytes, v->run)
+        kv_cuda_slot *s = &v->slot[0]; /* its layers are done: the events are free */
+        double seconds = 0;
+        int g = kv_gpu_event_record(s->begun, v->run);
+        if (!g) g = logit_block(e, v, r, step, !w);
+        if (!g)
+            g = w ? kv_gpu_copy(e->logits_host, v->work, step * row_bytes, v->run)
                   : kv_gpu_copy(e->nll_host, v->nll, step * sizeof(float), v->run);
-        if ((st = kv_cuda_check(v, g ? g : kv_gpu_stream_sync(v->run), "the logits", err)) ||
+        if (!g) g = kv_gpu_event_record(s->done, v->run);
+        if (!g) g = kv_gpu_event_sync(s->done);
+        if (!g) g = kv_gpu_event_seconds(s->begun, s->done, &seconds);
+        e->compute_s += seconds;
+        if ((st = kv_cuda_check(v, g, "the logits", err)) ||
             (st = check_finite(w ? e->logits_host : e->nll_host, w ? step * (size_t)d->n_vocab : step, err)))
             break;
         if (all && w) st = hook->logits(hook->ctx, e->n_past + r, step, e->logits_host, err);

@@ -1,12 +1,13 @@
 """Compare captures of SmolLM2-135M-Instruct (Q4_1 GGUF) with reference values of another implementation.
 
-usage: smollm2_check.py BUILD_DIR GOLDEN_DIR MODEL
+usage: smollm2_check.py BUILD_DIR GOLDEN_DIR MODEL [cuda]
 GOLDEN_DIR holds expected.json and its .npy files, computed with Hugging Face transformers in float32 on the dequantised
 weights. Limits: about ten times the noise of that computation. Needs NumPy. Last line: 'N passed, N failed'."""
 import json, os, subprocess, sys, tempfile
 import numpy as np
 
 build, golden, model = sys.argv[1:4]
+backend = sys.argv[4] if len(sys.argv) > 4 else "cpu"
 tmp = tempfile.mkdtemp()
 passed = failed = 0
 
@@ -35,7 +36,7 @@ for p in json.load(open(f"{golden}/expected.json")):
     load = lambda s: np.load(pre + s + ".npy")
     json.dump(p["tokens"], open(f"{tmp}/t.json", "w"))
     x = f"{tmp}/{name}.kvt"
-    run(f"{build}/kv-capture", "run", "-m", model, "--tokens", f"{tmp}/t.json", "-o", x, "--dtype", "f32", "--backend", "cpu",
+    run(f"{build}/kv-capture", "run", "-m", model, "--tokens", f"{tmp}/t.json", "-o", x, "--dtype", "f32", "--backend", backend,
         "--logits", f"{tmp}/l.npy", "--logits-rows", ",".join(map(str, p["logit_rows"])))
     logits = np.load(f"{tmp}/l.npy")
     close(f"{name} logits", logits, load("logits_rows"), 1e-3)
@@ -51,7 +52,7 @@ for p in json.load(open(f"{golden}/expected.json")):
     close(f"{name} colsum", stream(x, "colsum")[at], load("colsum_layers"), 5e-4)
     for s in "qkv" if "qkv_layers" in p else "":
         close(f"{name} {s}", stream(x, s)[p["qkv_layers"]], load(s), 5e-4)
-    run(f"{build}/kv-capture", "run", "-m", model, "--tokens", f"{tmp}/t.json", "-o", x, "--dtype", "f32", "--backend", "cpu",
+    run(f"{build}/kv-capture", "run", "-m", model, "--tokens", f"{tmp}/t.json", "-o", x, "--dtype", "f32", "--backend", backend,
         "--record", "stats", "--decode", 32)
     got = stream(x, "tokens").ravel()[p["n_tokens"]:].tolist()
     check(f"{name} greedy continuation", got == p["greedy32"], "" if got == p["greedy32"] else f"{got}")
