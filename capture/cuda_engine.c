@@ -98,7 +98,7 @@ static kv_status device_rooms(kv_cuda *e, kv_cuda_gpu *v, kv_error *err)
         (st = kv_cuda_room(v, a, n * h * e->size, "activations", &v->h, err)) ||
         (st = kv_cuda_room(v, a, v->work_bytes, "activations", &v->work, err)) ||
         (st = kv_cuda_room(v, a, kv_decode_scratch(&one), "activations", &v->scratch, err)) ||
-        (st = kv_cuda_room(v, a, KV_CUDA_LOGITS * sizeof(float), "activations", &v->nll, err)))
+        (st = kv_cuda_room(v, a, rows * sizeof(float), "activations", &v->nll, err)))
         return st;
     if (d->n_expert && (st = kv_cuda_room(v, a, n * d->n_expert * sizeof(float), "activations", &v->expert, err)))
         return st;
@@ -153,6 +153,9 @@ static kv_status cuda_resize(kv_engine *base, uint32_t capacity, kv_error *err)
     e->o.capacity = capacity;
     e->chunk = e->o.chunk ? e->o.chunk : KV_CUDA_CHUNK;
     if (e->chunk > capacity) e->chunk = capacity;
+    kv_gpu_host_free(e->nll_host);
+    if (!(e->nll_host = kv_gpu_host_alloc(capacity * sizeof *e->nll_host)))
+        return kv_cuda_check(e->dev, KV_GPU_ENOMEM, "page-locked host memory", err);
     e->stat_room = false, e->sum_prompt = e->sum_context = 0;
     for (uint32_t i = 0; i < e->n_dev && !st; i++) {
         if ((st = kv_cuda_check(&e->dev[i], kv_gpu_select(e->dev[i].id), "the device", err))) break;
@@ -453,8 +456,7 @@ kv_status kv_engine_open_cuda(const kv_model *m, const kv_engine_options *o, kv_
     e->logits_host_rows = (uint32_t)(((size_t)32 << 20) / row);
     if (!e->logits_host_rows) e->logits_host_rows = 1;
     e->logits_host = kv_gpu_host_alloc(e->logits_host_rows * row);
-    e->nll_host = kv_gpu_host_alloc(KV_CUDA_LOGITS * sizeof(float));
-    if (!e->logits_host || !e->nll_host) {
+    if (!e->logits_host) {
         st = kv_cuda_check(e->dev, KV_GPU_ENOMEM, "page-locked host memory", err);
         goto out;
     }

@@ -97,7 +97,7 @@ typedef struct {
     void *h;            /* [chunk][hidden] */
     void *work;         /* see kv_cuda_work_bytes */
     void *scratch;      /* of kv_decode_dev */
-    float *nll;         /* a block of losses */
+    float *nll;         /* [rows] losses */
     size_t work_bytes;
     kv_cuda_slot slot[2];
     kv_cuda_stage stage[KV_CUDA_STAGES];

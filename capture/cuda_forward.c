@@ -215,7 +215,7 @@ static int logit_block(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t n, b
         return g;
     if (d->final_softcap > 0 && (g = kv_softcap_dev((size_t)n * d->n_vocab, logits, d->final_softcap, v->run)))
         return g;
-    return losses ? kv_nll_dev(n, d->n_vocab, logits, v->token + first + 1, v->nll, v->run) : 0;
+    return losses ? kv_nll_dev(n, d->n_vocab, logits, v->token + first + 1, v->nll + first, v->run) : 0;
 }
 
 static kv_status check_finite(const float *x, size_t n, kv_error *err)
@@ -234,43 +234,54 @@ static bool whole(const kv_engine_hook *hook, uint32_t row)
     return !hook->nll || !hook->wants_logits || hook->wants_logits(hook->ctx, row);
 }
 
+/* Rows first .. end-1 in blocks, and what is wanted of them in host memory. */
+static kv_status logit_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t end, uint32_t step, bool losses,
+                            kv_error *err)
+{
+    size_t row_bytes = e->m->desc.n_vocab * sizeof(float);
+    kv_cuda_slot *s = &v->slot[0]; /* its layers are done: the events are free */
+    double seconds = 0;
+    int g = kv_gpu_event_record(s->begun, v->run);
+    for (uint32_t r = first; r < end && !g; r += step) {
+        if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while computing logits");
+        g = logit_block(e, v, r, end - r < step ? end - r : step, losses);
+    }
+    if (!g)
+        g = losses ? kv_gpu_copy(e->nll_host, v->nll + first, (end - first) * sizeof(float), v->run)
+                   : kv_gpu_copy(e->logits_host, v->work, (end - first) * row_bytes, v->run);
+    if (!g) g = kv_gpu_event_record(s->done, v->run);
+    if (!g) g = kv_gpu_event_sync(s->done);
+    if (!g) g = kv_gpu_event_seconds(s->begun, s->done, &seconds);
+    e->compute_s += seconds;
+    return kv_cuda_check(v, g, "the logits", err);
+}
+
 kv_status kv_cuda_logits(kv_cuda *e, uint32_t n, const kv_engine_hook *hook, float *last, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     kv_cuda_gpu *v = &e->dev[e->n_dev - 1];
     bool all = hook && hook->logits;
-    size_t most = v->work_bytes / (d->n_vocab * sizeof(float)), row_bytes = d->n_vocab * sizeof(float);
-    uint32_t step;
-    kv_status st = KV_OK;
+    size_t most = v->work_bytes / (d->n_vocab * sizeof(float)), n_vocab = d->n_vocab;
+    uint32_t end;
+    kv_status st;
 
     if (!all && !last) return KV_OK;
     if (most > KV_CUDA_LOGITS) most = KV_CUDA_LOGITS;
     if (most > e->chunk) most = e->chunk;
     if ((st = kv_cuda_check(v, kv_gpu_select(v->id), "the device", err))) return st;
-    for (uint32_t r = all ? 0 : n - 1; r < n && !st; r += step) {
-        /* A block is of one kind: whole logits for the host, or losses. The last row's next token is not known. */
+    for (uint32_t r = all ? 0 : n - 1; r < n && !st; r = end) {
+        /* A run of one kind: whole logits for the host, a block at a time, or losses. The last row's next token is not
+         * known. */
         bool w = !all || r == n - 1 || whole(hook, e->n_past + r);
-        for (step = 1; step < most && r + step < n; step++)
-            if ((r + step == n - 1 || whole(hook, e->n_past + r + step)) != w) break;
-        if (w && step > e->logits_host_rows) step = e->logits_host_rows;
-        if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while computing logits");
-        kv_cuda_slot *s = &v->slot[0]; /* its layers are done: the events are free */
-        double seconds = 0;
-        int g = kv_gpu_event_record(s->begun, v->run);
-        if (!g) g = logit_block(e, v, r, step, !w);
-        if (!g)
-            g = w ? kv_gpu_copy(e->logits_host, v->work, step * row_bytes, v->run)
-                  : kv_gpu_copy(e->nll_host, v->nll, step * sizeof(float), v->run);
-        if (!g) g = kv_gpu_event_record(s->done, v->run);
-        if (!g) g = kv_gpu_event_sync(s->done);
-        if (!g) g = kv_gpu_event_seconds(s->begun, s->done, &seconds);
-        e->compute_s += seconds;
-        if ((st = kv_cuda_check(v, g, "the logits", err)) ||
-            (st = check_finite(w ? e->logits_host : e->nll_host, w ? step * (size_t)d->n_vocab : step, err)))
+        uint32_t limit = w ? (uint32_t)(most < e->logits_host_rows ? most : e->logits_host_rows) : n;
+        for (end = r + 1; end < n && end - r < limit; end++)
+            if ((end == n - 1 || whole(hook, e->n_past + end)) != w) break;
+        if ((st = logit_rows(e, v, r, end, (uint32_t)most, !w, err)) ||
+            (st = check_finite(w ? e->logits_host : e->nll_host, w ? (end - r) * n_vocab : end - r, err)))
             break;
-        if (all && w) st = hook->logits(hook->ctx, e->n_past + r, step, e->logits_host, err);
-        if (all && !w) st = hook->nll(hook->ctx, e->n_past + r, step, e->nll_host, err);
-        if (last && r + step == n) memcpy(last, e->logits_host + (step - 1) * (size_t)d->n_vocab, row_bytes);
+        if (all && w) st = hook->logits(hook->ctx, e->n_past + r, end - r, e->logits_host, err);
+        if (all && !w) st = hook->nll(hook->ctx, e->n_past + r, end - r, e->nll_host, err);
+        if (last && end == n) memcpy(last, e->logits_host + (end - r - 1) * n_vocab, n_vocab * sizeof *last);
     }
     return st;
 }

@@ -149,22 +149,33 @@ static kv_chunk chunk_of(const kv_recorder *r, kv_stream s, uint32_t layer)
     return c;
 }
 
-static kv_status put_source(kv_recorder *r, uint32_t layer, const row_source *s, kv_error *err)
+static kv_status put_block(kv_recorder *r, uint32_t layer, const row_source *s, uint32_t a, uint32_t b, kv_error *err)
 {
-    uint32_t a = s->first, b = s->first + s->count;
+    uint32_t first = s->first;
     kv_status st;
     if (r->o.level >= KV_RECORD_OBS) {
-        if ((st = put_rows(r, chunk_of(r, KV_S_K, layer), s->k, s->ld_kv, a, a, b, err))) return st;
-        if ((st = put_rows(r, chunk_of(r, KV_S_V, layer), s->v, s->ld_kv, a, a, b, err))) return st;
+        if ((st = put_rows(r, chunk_of(r, KV_S_K, layer), s->k, s->ld_kv, first, a, b, err))) return st;
+        if ((st = put_rows(r, chunk_of(r, KV_S_V, layer), s->v, s->ld_kv, first, a, b, err))) return st;
         for (uint32_t from = a, to; from < b; from = to) { /* runs of rows that are stored */
             bool keep = keeps_q(r->info, r->o.level, from);
             for (to = from + 1; to < b && keeps_q(r->info, r->o.level, to) == keep;) to++;
-            if (keep && (st = put_rows(r, chunk_of(r, KV_S_Q, layer), s->q, s->ld_q, a, from, to, err))) return st;
+            if (keep && (st = put_rows(r, chunk_of(r, KV_S_Q, layer), s->q, s->ld_q, first, from, to, err))) return st;
         }
     }
-    if ((st = put_rows(r, chunk_of(r, KV_S_LSE, layer), s->lse, s->ld_q, a, a, b, err))) return st;
-    if ((st = put_rows(r, chunk_of(r, KV_S_ROWSTAT, layer), s->stat, s->ld_q, a, a, b, err))) return st;
-    return put_rows(r, chunk_of(r, KV_S_XNORM, layer), s->x_norm, s->count, a, a, b, err);
+    if ((st = put_rows(r, chunk_of(r, KV_S_LSE, layer), s->lse, s->ld_q, first, a, b, err))) return st;
+    if ((st = put_rows(r, chunk_of(r, KV_S_ROWSTAT, layer), s->stat, s->ld_q, first, a, b, err))) return st;
+    return put_rows(r, chunk_of(r, KV_S_XNORM, layer), s->x_norm, s->count, first, a, b, err);
+}
+
+/* All streams of a block of rows before the next block: large and small blocks of the trace take turns, so that a ring
+ * of a few never holds small ones only, which would leave the compressors without work. */
+static kv_status put_source(kv_recorder *r, uint32_t layer, const row_source *s, kv_error *err)
+{
+    uint32_t end = s->first + s->count;
+    kv_status st = KV_OK;
+    for (uint32_t a = s->first; a < end && !st; a += PUT_ROWS)
+        st = put_block(r, layer, s, a, end - a < PUT_ROWS ? end : a + PUT_ROWS, err);
+    return st;
 }
 
 static kv_status release_held(kv_recorder *r, uint32_t index, kv_error *err)

@@ -106,18 +106,23 @@ template <typename T, typename F> static __device__ T over_block(T v, T *shared,
     return all;
 }
 
+/* One pass: every thread keeps its largest logit and the sum relative to it, in float over some hundreds of terms; the
+ * threads' sums meet in double. */
 static __global__ void nll_rows(size_t n_vocab, const float *logits, const uint32_t *target, float *nll)
 {
     __shared__ float top_of[32];
     __shared__ double sum_of[32];
     const float *l = logits + (size_t)blockIdx.x * n_vocab;
-    float top = -CUDART_INF_F;
-    double sum = 0;
-    for (size_t i = threadIdx.x; i < n_vocab; i += blockDim.x) top = fmaxf(top, l[i]);
-    top = over_block(top, top_of, [](float a, float b) { return fmaxf(a, b); });
-    for (size_t i = threadIdx.x; i < n_vocab; i += blockDim.x) sum += (double)expf(l[i] - top);
+    float top = -CUDART_INF_F, part = 0;
+    for (size_t i = threadIdx.x; i < n_vocab; i += blockDim.x) {
+        float v = l[i];
+        if (v > top) part *= expf(top - v), top = v; /* the first time expf(-inf) = 0 */
+        part += expf(v - top);
+    }
+    float all = over_block(top, top_of, [](float a, float b) { return fmaxf(a, b); });
+    double sum = top > -CUDART_INF_F ? (double)part * exp((double)top - (double)all) : 0;
     sum = over_block(sum, sum_of, [](double a, double b) { return a + b; });
-    if (!threadIdx.x) nll[blockIdx.x] = (float)(log(sum) + (double)top - (double)l[target[blockIdx.x]]);
+    if (!threadIdx.x) nll[blockIdx.x] = (float)(log(sum) + (double)all - (double)l[target[blockIdx.x]]);
 }
 
 extern "C" int kv_nll_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll,

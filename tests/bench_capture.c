@@ -2,6 +2,7 @@
  * each level of recording written to /dev/null, on one engine, in turn; medians of REPEAT. Shares: how busy each stage
  * was. `make bench-capture` runs it on a device for the 8B shape. */
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "capture/run.h"
@@ -92,6 +93,8 @@ int main(int argc, char **argv)
            (double)u.device_bytes / 0x1p30, (double)u.weight_bytes / 0x1p30, (double)u.cache_bytes / 0x1p30,
            100 * ((double)u.device_bytes / (double)(u.weight_bytes + u.cache_bytes + 1) - 1));
     printf("memory,driver says in use,%.3f,,GiB\n", (double)u.device_used / 0x1p30);
+    struct rusage own;
+    if (!getrusage(RUSAGE_SELF, &own)) printf("memory,host at its largest,%.3f,,GiB\n", (double)own.ru_maxrss / 0x1p20);
     kv_engine_close(e);
     kv_job_free(&j);
     kv_model_close(m);
