@@ -87,6 +87,12 @@ int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *l
 /* out[i] = kv_random_weight(seed, first + i, scale) as `bits` (random.h). */
 int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s);
 
+/* Definitions of these, on floats in memory: sources of kv_planes_ref are floats, p of kv_map_ref is not rounded. */
+void kv_planes_ref(size_t n_head, size_t n, const float *src, size_t src_head, uint8_t *dst, int bits, bool split);
+void kv_nll_ref(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll);
+void kv_router_ref(size_t n_row, size_t n_expert, size_t used, bool norm, float *weight);
+void kv_map_ref(const kv_gpu_map *m, const float *q, const float *k, const float *lse, float *p);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,7 +2,9 @@
  * A check fills host arrays, rounds them to the element type, runs the definition on them, uploads them, runs the
  * kernel twice (the bytes must agree) and compares. Outputs start poisoned, so what was not written shows. */
 #include "kernels/attention.cuh"
+#include "kernels/gpu.h"
 #include "kernels/half.h"
+#include "kernels/random.h"
 #include "kernels/table_cuda.h"
 #include "kernels/tensor.cuh"
 
@@ -424,6 +426,125 @@ const kv_case gate_cases[] = {{3, 0, 1536, 0, 0, 0, 32},
                               {3, 0, 64, 0, 1, 0, 32}};
 const kv_case element_cases[] = {{3, 0, 576, 0, 0, 0, 32}, {2, 0, 4096, 0, 0, 0, 17}, {5, 0, 37, 0, 0, 0, 16}};
 
+/* ------------------------------------------------------------------------------------------------ of a capture (gpu.h)
+ */
+/* kind: of the source; 64 = doubles. window 1: not split; softcap 1: 16-bit values of floats. */
+void check_planes(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t nh = c->n_row, n = c->n_key, ld = n + 6;
+    const int bits = c->kind == 64 ? 32 : c->softcap > 0 ? 17 : c->kind;
+    const size_t out_size = bits == 32 ? 4 : 2;
+    float *x = floats(&p, nh * ld, 100);
+    void *dx = upload(&p, c->kind == 64 ? 32 : c->kind, nh * ld, x);
+    uint8_t *want = (uint8_t *)floats(&p, nh * n + 1, 0), *got = (uint8_t *)floats(&p, nh * n + 1, 0);
+    void *out = device(&p, nh * n * out_size);
+    if (c->kind == 64) {
+        double *wide = (double *)floats(&p, 2 * nh * ld, 0);
+        for (size_t i = 0; i < nh * ld; i++) wide[i] = (double)x[i] * 1.00000003, x[i] = (float)wide[i];
+        dx = device(&p, 8 * nh * ld);
+        if (!p.error) p.error = cudaMemcpy(dx, wide, 8 * nh * ld, cudaMemcpyHostToDevice);
+    }
+    kv_planes_ref(nh, n, x, ld, want, bits, !c->window);
+    if (!p.error) p.error = (cudaError_t)kv_planes_dev(nh, n, dx, c->kind, ld, (uint8_t *)out, bits, !c->window, 0);
+    if (!p.error) p.error = cudaMemcpy(got, out, nh * n * out_size, cudaMemcpyDeviceToHost);
+    if (memcmp(got, want, nh * n * out_size)) fail(v, "planes differ");
+    (void)self;
+    close_pool(&p);
+}
+
+void check_nll(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, n = c->d;
+    float *x = floats(&p, m * n, 6), *want = floats(&p, m, 0);
+    uint32_t *target = (uint32_t *)floats(&p, m, 0);
+    for (size_t r = 0; r < m; r++) target[r] = (uint32_t)((seed + r * 7919) % n), x[r * n + r % n] += 40;
+    kv_nll_ref(m, n, x, target, want);
+    void *dx = upload(&p, 32, m * n, x), *dt = device(&p, 4 * m), *out = device(&p, 4 * m);
+    if (!p.error) p.error = cudaMemcpy(dt, target, 4 * m, cudaMemcpyHostToDevice);
+    if (!p.error) p.error = (cudaError_t)kv_nll_dev(m, n, (float *)dx, (uint32_t *)dt, (float *)out, 0);
+    compare(&p, "nll", m, download(&p, 32, m, out), want, self->tol);
+    uint32_t flag[2] = {0, 0};
+    void *df = device(&p, 8);
+    if (!p.error) p.error = cudaMemset(df, 0, 8);
+    if (!p.error) p.error = (cudaError_t)kv_finite_dev(m * n, (float *)dx, (uint32_t *)df, 0);
+    float bad = INFINITY;
+    if (!p.error) p.error = cudaMemcpy((float *)dx + m * n / 2, &bad, 4, cudaMemcpyHostToDevice);
+    if (!p.error) p.error = (cudaError_t)kv_finite_dev(m * n, (float *)dx, (uint32_t *)df + 1, 0);
+    if (!p.error) p.error = cudaMemcpy(flag, df, 8, cudaMemcpyDeviceToHost);
+    if (flag[0] || flag[1] != 1) fail(v, "finite_dev does not see an infinity, or sees one");
+    close_pool(&p);
+}
+
+/* n_key experts, row0 used; window 1: divided by their sum. Then x += weight * y by the first expert. */
+void check_router(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t m = c->n_row, n = c->n_key, d = c->d;
+    float *w = floats(&p, m * n, 2), *x = floats(&p, m * d, 1), *y = floats(&p, m * d, 1);
+    if (n > 2) w[2] = w[1]; /* a tie */
+    void *dw = upload(&p, 32, m * n, w), *dx = upload(&p, 32, m * d, x), *dy = upload(&p, 32, m * d, y);
+    kv_router_ref(m, n, c->row0, c->window, w);
+    if (!p.error) p.error = (cudaError_t)kv_router_dev(m, n, c->row0, c->window, (float *)dw, 0);
+    compare(&p, "weight", m * n, download(&p, 32, m * n, dw), w, self->tol);
+    for (size_t i = 0; i < m * d; i++) x[i] += w[i / d * n] * y[i];
+    if (!p.error) p.error = (cudaError_t)kv_add_weighted_dev(m, d, (float *)dx, (float *)dy, (float *)dw, n, 0);
+    compare(&p, "sum", m * d, download(&p, 32, m * d, dx), x, self->tol);
+    close_pool(&p);
+}
+
+/* Four query heads on two KV heads, the last two of them asked for. */
+void check_map(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    kv_gpu_map m;
+    memset(&m, 0, sizeof m);
+    m.head_first = 2, m.n_head = 2, m.group = 2, m.d = (uint32_t)c->d, m.n_row = (uint32_t)c->n_row;
+    m.row0 = (uint32_t)c->row0, m.width = (uint32_t)c->n_key, m.window = (uint32_t)c->window;
+    m.scale = 1 / sqrtf((float)c->d), m.softcap = c->softcap, m.bits = c->kind;
+    m.q_head = c->n_row * c->d + 8, m.kv_head = c->n_key * c->d + 8, m.lse_head = c->n_row + 1;
+    float *q = floats(&p, 4 * m.q_head, 1), *k = floats(&p, 2 * m.kv_head, 1), *lse = floats(&p, 4 * m.lse_head, 1);
+    const size_t n = m.n_head * c->n_row * c->n_key;
+    for (size_t i = 0; i < 4 * m.lse_head; i++) lse[i] = 3 + fabsf(lse[i]);
+    void *dq = upload(&p, c->kind, 4 * m.q_head, q), *dk = upload(&p, c->kind, 2 * m.kv_head, k);
+    void *dl = upload(&p, 32, 4 * m.lse_head, lse), *out = device(&p, 2 * n);
+    float *want = floats(&p, n, 0);
+    kv_map_ref(&m, q, k, lse, want);
+    if (!p.error) p.error = (cudaError_t)kv_map_dev(&m, dq, dk, (float *)dl, out, 0);
+    compare(&p, "p", n, download(&p, 16, n, out), want, self->tol);
+    close_pool(&p);
+}
+
+void check_random(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const size_t n = c->n_row * c->d;
+    float *want = floats(&p, n, 0);
+    double sum = 0, squares = 0;
+    void *out = device(&p, 4 * n);
+    for (size_t i = 0; i < n; i++) {
+        want[i] = kv_random_weight(seed, 1000 + i, 0.37f);
+        sum += want[i], squares += (double)want[i] * want[i];
+    }
+    if (n > 10000 && (fabs(sum / n) > 0.02 || fabs(sqrt(squares / n) - 0.37) > 0.01))
+        fail(v, "not of the deviation asked for");
+    if (!p.error) p.error = (cudaError_t)kv_random_dev(seed, 1000, n, 0.37f, out, c->kind, 0);
+    if (memcmp(download(&p, c->kind, n, out), want, 4 * n) && c->kind != 16) fail(v, "weights differ");
+    (void)self;
+    close_pool(&p);
+}
+
+const kv_case planes_cases[] = {{1, 1, 0, 0, 0, 0, 32},   {3, 1024, 0, 0, 0, 0, 17}, {2, 1001, 0, 0, 0, 0, 16},
+                                {2, 77, 0, 0, 0, 0, 32},  {2, 77, 0, 0, 1, 0, 17},   {1, 300, 0, 0, 1, 0, 32},
+                                {3, 130, 0, 0, 0, 0, 64}, {4, 64, 0, 0, 1, 0, 64},   {2, 5000, 0, 0, 0, 1, 32}};
+const kv_case nll_cases[] = {
+    {1, 0, 2, 0, 0, 0, 0}, {5, 0, 511, 0, 0, 0, 0}, {3, 0, 49152, 0, 0, 0, 0}, {70, 0, 1000, 0, 0, 0, 0}};
+const kv_case router_cases[] = {
+    {1, 1, 8, 1, 0, 0, 0}, {9, 4, 33, 2, 1, 0, 0}, {17, 64, 20, 6, 0, 0, 0}, {5, 130, 7, 8, 1, 0, 0}};
+const kv_case map_cases[] = {{7, 30, 16, 23, 0, 0, 32}, {9, 300, 64, 100, 40, 0, 17}, {3, 600, 24, 500, 0, 5, 16}};
+const kv_case random_cases[] = {{1, 0, 1, 0, 0, 0, 32}, {300, 0, 70, 0, 0, 0, 17}, {300, 0, 70, 0, 0, 0, 32}};
+
 #define ROW(name, cls, tol, cases, check)                                                                              \
     {                                                                                                                  \
         name, cls, tol, cases, COUNT(cases), NULL, check                                                               \
@@ -452,5 +573,10 @@ extern const kv_kernel kv_cuda_table[] = {
     ROW("heads", KV_CLOSE, 2e-6, heads_cases, check_heads),
     ROW("gate", KV_CLOSE, 2e-6, gate_cases, check_gate),
     ROW("elements", KV_CLOSE, 1e-6, element_cases, check_elements),
+    ROW("planes", KV_EXACT, 0, planes_cases, check_planes),
+    ROW("nll", KV_CLOSE, 2e-6, nll_cases, check_nll),
+    ROW("router", KV_CLOSE, 2e-6, router_cases, check_router),
+    ROW("map", KV_CLOSE, 1e-3, map_cases, check_map),
+    ROW("random", KV_EXACT, 0, random_cases, check_random),
 };
 extern const size_t kv_cuda_count = COUNT(kv_cuda_table);

@@ -1,6 +1,6 @@
-/* bench_capture.c MODEL TOKENS [THREADS [cpu|cuda]] - what recording costs: the forward pass of a prompt alone and with
- * each level of recording written to /dev/null, on one engine, in turn; medians of REPEAT. Shares: how busy each stage
- * was. `make bench-capture` runs it on a device for the 8B shape. */
+/* bench_capture.c MODEL TOKENS [THREADS [cpu|cuda [REPEAT]]] - what recording costs: the forward pass of a prompt alone
+ * and with each level of recording written to /dev/null, on one engine, in turn; medians of REPEAT (3). Shares: how
+ * busy each stage was. `make bench-capture` runs it on a device for the 8B shape. */
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -9,7 +9,7 @@
 #include "kernels/parallel.h"
 #include "traces/cli.h"
 
-enum { REPEAT = 3 };
+enum { REPEAT_MAX = 99 };
 
 static void die(const kv_error *e)
 {
@@ -30,10 +30,10 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *v)
+static double median(double *v, int n)
 {
-    qsort(v, REPEAT, sizeof *v, by_size);
-    return v[REPEAT / 2];
+    qsort(v, (size_t)n, sizeof *v, by_size);
+    return v[n / 2];
 }
 
 int main(int argc, char **argv)
@@ -41,12 +41,13 @@ int main(int argc, char **argv)
     kv_error err = {""};
     kv_model *m = NULL;
     kv_job j;
-    uint64_t n = 0, threads = kv_cpu_count();
+    uint64_t n = 0, threads = kv_cpu_count(), repeat = 3;
     kv_engine *e = NULL;
-    double off[REPEAT], on[REPEAT];
+    double off[REPEAT_MAX], on[REPEAT_MAX];
     if (argc < 3 || !kv_parse_u64(argv[2], &n) || !n || n > KV_TOKENS_MAX ||
-        (argc > 3 && (!kv_parse_u64(argv[3], &threads) || threads < 1 || threads > 256)))
-        return fprintf(stderr, "usage: bench_capture MODEL TOKENS [THREADS [cpu|cuda]]\n"), 2;
+        (argc > 3 && (!kv_parse_u64(argv[3], &threads) || threads < 1 || threads > 256)) ||
+        (argc > 5 && (!kv_parse_u64(argv[5], &repeat) || repeat < 1 || repeat > REPEAT_MAX)))
+        return fprintf(stderr, "usage: bench_capture MODEL TOKENS [THREADS [cpu|cuda [REPEAT]]]\n"), 2;
     bool cuda = argc <= 4 || strcmp(argv[4], "cpu");
     char *tokens = kv_format("random:%llu", (unsigned long long)n);
     if (kv_model_open(argv[1], cuda ? KV_WEIGHTS_STORED : KV_WEIGHTS_F32, (uint32_t)threads, &m, &err) ||
@@ -60,26 +61,26 @@ int main(int argc, char **argv)
     printf("# bench_capture %s, %llu tokens, %s, %llu threads compress, %s, build %s\n", argv[1], (unsigned long long)n,
            kv_dtype_name(dtype), (unsigned long long)threads, kv_engine_get_usage(e).device, kv_build_id());
     printf("name,what,median,min,unit\nopen,weights on the device,%.3f,,s\n", now_s() - t);
-    for (int r = -1; r < REPEAT; r++) {
+    for (int r = -1; r < (int)repeat; r++) {
         kv_engine_reset(e);
         t = now_s();
         if (kv_engine_run(e, j.token, (uint32_t)n, NULL, last, &err)) die(&err);
         if (r >= 0) off[r] = now_s() - t;
     }
-    double plain = median(off);
+    double plain = median(off, (int)repeat);
     printf("forward,recording off,%.4f,%.4f,s\n", plain, off[0]);
-    for (kv_record_level level = KV_RECORD_STATS; level <= KV_RECORD_QKV; level++) {
+    for (kv_record_level level = KV_RECORD_OBS; level <= KV_RECORD_QKV; level++) {
         kv_capture_request q = {.level = level, .dtype = dtype, .wo = "none", .threads = (uint32_t)threads};
         kv_capture_plan p;
         kv_capture_result res;
         q.cuda = cuda, q.engine = &e;
-        for (int r = -1; r < REPEAT; r++) {
+        for (int r = -1; r < (int)repeat; r++) {
             if (kv_capture_plan_open(m, &q, &j, &p, &err)) die(&err);
             if (kv_capture_plan_run(&p, m, &q, &j, "/dev/null", &res, &err)) die(&err);
             kv_capture_plan_close(&p);
             if (r >= 0) on[r] = res.model_s;
         }
-        double s = median(on);
+        double s = median(on, (int)repeat);
         printf("capture,--record %s,%.4f,%.4f,s\n", kv_record_name(level), s, on[0]);
         printf("cost,--record %s / off,%.3f,,ratio\n", kv_record_name(level), s / plain);
         printf("compute,--record %s,%.4f,,s on the device\n", kv_record_name(level), res.engine.compute_s);

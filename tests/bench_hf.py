@@ -13,11 +13,11 @@ with torch.device("cuda"): m = AutoModelForCausalLM.from_config(c, dtype=torch.b
 for n in map(int, sys.argv[1:]):
     ids = torch.randint(3, c.vocab_size, (1, n), device="cuda")
     seconds = []
-    for r in range(4):
+    for r in range(4 if n < 100000 else 2):
         torch.cuda.synchronize()
         t = time.perf_counter()
         with torch.inference_mode(): m(ids, use_cache=True, logits_to_keep=1)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - t)
         torch.cuda.empty_cache()
-    print(f"hf_sdpa,prefill {n} tokens,{sorted(seconds[1:])[1]:.4f},{min(seconds[1:]):.4f},s ({torch.cuda.max_memory_allocated() / 2**30:.1f} GiB)", flush=True)
+    print(f"hf_sdpa,prefill {n} tokens,{sorted(seconds[1:])[len(seconds[1:]) // 2]:.4f},{min(seconds[1:]):.4f},s ({torch.cuda.max_memory_allocated() / 2**30:.1f} GiB)", flush=True)

@@ -110,6 +110,15 @@ static uint32_t fake_put(void *p, size_t i, int bits, float v)
     return isfinite(v) && !isfinite(fake_get(p, i, bits));
 }
 
+/* One head of an array of rows at a stride as floats. */
+static float *fake_rows(const void *p, size_t first, size_t n, size_t stride, size_t d, int bits)
+{
+    float *f = malloc((n * d + 1) * sizeof *f);
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < d; c++) f[r * d + c] = fake_get(p, first + r * stride + c, bits);
+    return f;
+}
+
 /* ------------------------------------------------------------------------------------------------ gpu.h */
 const char *kv_gpu_text(int code)
 {
@@ -271,29 +280,21 @@ int kv_gpu_matmul(kv_gpu_blas *b, size_t m, size_t n, size_t k, int bits, float 
 int kv_planes_dev(size_t n_head, size_t n, const void *src, int src_bits, size_t src_head, uint8_t *dst, int bits,
                   bool split, kv_gpu_stream s)
 {
-    int size = bits == 32 ? 4 : 2, g = fake_call();
     fake_touch(src, s->device), fake_touch(dst, s->device);
+    float *f = malloc((n_head * n + 1) * sizeof *f);
     for (size_t h = 0; h < n_head; h++)
         for (size_t i = 0; i < n; i++) {
             size_t at = h * src_head + i;
-            float v = src_bits == 64 ? (float)((const double *)src)[at] : fake_get(src, at, src_bits);
-            uint8_t raw[4];
-            fake_put(raw, 0, bits, v);
-            for (int p = 0; p < size; p++)
-                dst[h * n * (size_t)size + (split ? (size_t)p * n + i : i * (size_t)size + (size_t)p)] = raw[p];
+            f[h * n + i] = src_bits == 64 ? (float)((const double *)src)[at] : fake_get(src, at, src_bits);
         }
-    return g;
+    kv_planes_ref(n_head, n, f, n, dst, bits, split);
+    free(f);
+    return fake_call();
 }
 int kv_nll_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll, kv_gpu_stream s)
 {
     fake_touch(logits, s->device), fake_touch(target, s->device), fake_touch(nll, s->device);
-    for (size_t r = 0; r < n_row; r++) {
-        const float *l = logits + r * n_vocab;
-        double top = -INFINITY, sum = 0;
-        for (size_t i = 0; i < n_vocab; i++) top = fmax(top, (double)l[i]);
-        for (size_t i = 0; i < n_vocab; i++) sum += exp((double)l[i] - top);
-        nll[r] = (float)(log(sum) + top - (double)l[target[r]]);
-    }
+    kv_nll_ref(n_row, n_vocab, logits, target, nll);
     return fake_call();
 }
 int kv_finite_dev(size_t n, const float *x, uint32_t *flag, kv_gpu_stream s)
@@ -305,21 +306,16 @@ int kv_finite_dev(size_t n, const float *x, uint32_t *flag, kv_gpu_stream s)
 }
 int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *lse, void *p, kv_gpu_stream s)
 {
+    size_t heads = m->head_first + m->n_head, kv = (heads - 1) / m->group + 1,
+           n = (size_t)m->n_head * m->n_row * m->width;
     fake_touch(q, s->device), fake_touch(k, s->device), fake_touch(p, s->device);
-    for (size_t h = 0; h < m->n_head; h++)
-        for (size_t r = 0; r < m->n_row; r++)
-            for (size_t j = 0; j < m->width; j++) {
-                size_t head = m->head_first + h, at = m->row0 + r;
-                bool seen = j <= at && (!m->window || at - j < m->window);
-                double v = 0;
-                for (size_t c = 0; seen && c < m->d; c++)
-                    v += (double)fake_get(q, head * m->q_head + r * m->d + c, m->bits) *
-                         (double)fake_get(k, head / m->group * m->kv_head + j * m->d + c, m->bits);
-                v *= (double)m->scale;
-                if (m->softcap > 0) v = (double)m->softcap * tanh(v / (double)m->softcap);
-                fake_put(p, (h * m->n_row + r) * m->width + j, 16,
-                         seen ? (float)exp(v - (double)lse[head * m->lse_head + r]) : 0);
-            }
+    float *fq = fake_rows(q, 0, heads, m->q_head, m->n_row * (size_t)m->d, m->bits);
+    float *fk = fake_rows(k, 0, kv, m->kv_head, m->width * (size_t)m->d, m->bits), *fp = malloc(n * sizeof *fp);
+    kv_gpu_map own = *m;
+    own.q_head = m->n_row * (size_t)m->d, own.kv_head = m->width * (size_t)m->d;
+    kv_map_ref(&own, fq, fk, lse, fp);
+    for (size_t i = 0; i < n; i++) fake_put(p, i, 16, fp[i]);
+    free(fq), free(fk), free(fp);
     return fake_call();
 }
 int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s)
@@ -331,19 +327,7 @@ int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *ou
 int kv_router_dev(size_t n_row, size_t n_expert, size_t used, bool norm, float *weight, kv_gpu_stream s)
 {
     fake_touch(weight, s->device);
-    for (float *w = weight; w < weight + n_row * n_expert; w += n_expert) {
-        double sum = 0, kept = 0;
-        bool *in = calloc(n_expert, 1);
-        for (size_t i = 0; i < n_expert; i++) sum += exp((double)w[i]);
-        for (size_t u = 0; u < used; u++) {
-            size_t best = n_expert;
-            for (size_t i = 0; i < n_expert; i++)
-                if (!in[i] && (best == n_expert || w[i] > w[best])) best = i;
-            in[best] = true, kept += exp((double)w[best]) / sum;
-        }
-        for (size_t i = 0; i < n_expert; i++) w[i] = in[i] ? (float)(exp((double)w[i]) / sum / (norm ? kept : 1)) : 0;
-        free(in);
-    }
+    kv_router_ref(n_row, n_expert, used, norm, weight);
     return fake_call();
 }
 int kv_add_weighted_dev(size_t n_row, size_t n, float *x, const float *y, const float *weight, size_t ld_w,
@@ -355,14 +339,6 @@ int kv_add_weighted_dev(size_t n_row, size_t n, float *x, const float *y, const 
 }
 
 /* ------------------------------------------------------------------------------------------------ cuda.h */
-/* One head of an array of rows at a stride as floats. */
-static float *fake_rows(const void *p, size_t first, size_t n, size_t stride, size_t d, int bits)
-{
-    float *f = malloc((n * d + 1) * sizeof *f);
-    for (size_t r = 0; r < n; r++)
-        for (size_t c = 0; c < d; c++) f[r * d + c] = fake_get(p, first + r * stride + c, bits);
-    return f;
-}
 static kv_attn_shape fake_shape(const kv_cuda_attn *a)
 {
     return (kv_attn_shape){a->n_row, a->n_key, a->d, a->row0, a->window, a->scale, a->softcap};
@@ -489,10 +465,10 @@ int kv_gate_dev(size_t n_row, size_t n, int act, const void *gate, const void *u
     fake_touch(gate, stream->device), fake_touch(out, stream->device);
     for (size_t r = 0; r < n_row; r++)
         for (size_t i = 0; i < n; i++) {
-            double g = (double)fake_get(gate, r * ld_in + i, in_bits) + (gate_bias ? (double)gate_bias[i] : 0);
-            double y = act == KV_GATE_SILU ? g / (1 + exp(-g))
-                                           : 0.5 * g * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)));
-            fake_put(out, r * n + i, bits, (float)(y * (up ? (double)fake_get(up, r * ld_in + i, in_bits) : 1)));
+            float g = fake_get(gate, r * ld_in + i, in_bits) + (gate_bias ? gate_bias[i] : 0), y;
+            float u = up ? fake_get(up, r * ld_in + i, in_bits) : 1;
+            kv_gate_ref(1, act, &g, &u, &y);
+            fake_put(out, r * n + i, bits, y);
         }
     return fake_call();
 }
