@@ -280,6 +280,7 @@ static kv_status run_layers(kv_cuda *e, const uint32_t *token, const kv_engine_h
     for (uint32_t l = 0; l <= n && !st; l++) {
         if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal before layer %u", l);
         if (l < n) st = kv_cuda_check(kv_cuda_at_layer(e, l), start_layer(e, l), "a layer", err);
+        if (l == n) st = kv_cuda_check(&e->dev[e->n_dev - 1], kv_cuda_begin_losses(e, hook), "the logits", err);
         if (!st && l) st = finish_layer(e, l - 1, hook, err);
     }
     return st;
@@ -314,7 +315,7 @@ static kv_status cuda_run(kv_engine *base, const uint32_t *token, uint32_t n, co
     e->sums = want & KV_WANT_SUMS && !e->n_past && hook->n_prompt && hook->n_prompt <= n;
     if (e->sums) e->n_prompt = hook->n_prompt, e->n_context = hook->n_context;
     if (!(st = call_rooms(e, err)) && !(st = run_layers(e, token, hook, err)))
-        st = kv_cuda_logits(e, n, hook, last_logits, err);
+        st = kv_cuda_logits(e, hook, last_logits, err);
     look_at_memory(e);
     if (st)
         drain(e);
@@ -368,7 +369,7 @@ static void close_device(kv_cuda_gpu *v)
     }
     kv_gpu_free(v->map);
     free_arena(&v->weights), free_arena(&v->rooms);
-    kv_gpu_event_close(v->handed);
+    kv_gpu_event_close(v->handed), kv_gpu_event_close(v->logits_begun), kv_gpu_event_close(v->logits_done);
     kv_gpu_blas_close(v->blas);
     kv_gpu_stream_close(v->run), kv_gpu_stream_close(v->pack), kv_gpu_stream_close(v->copy);
 }
@@ -392,6 +393,8 @@ static kv_status open_device(kv_cuda_gpu *v, kv_error *err)
     if (!g) g = kv_gpu_stream_open(true, &v->copy);
     if (!g) g = kv_gpu_blas_open(v->run, &v->blas);
     if (!g) g = kv_gpu_event_open(&v->handed);
+    if (!g) g = kv_gpu_event_open(&v->logits_begun);
+    if (!g) g = kv_gpu_event_open(&v->logits_done);
     for (int i = 0; i < 2 && !g; i++) {
         kv_cuda_slot *s = &v->slot[i];
         g = kv_gpu_event_open(&s->begun);

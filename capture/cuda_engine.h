@@ -84,6 +84,7 @@ typedef struct {
     kv_cuda_arena weights, rooms; /* rooms: what depends on the number of tokens */
     kv_gpu_stream run, pack, copy;
     kv_gpu_blas *blas;
+    kv_gpu_event logits_begun, logits_done;
     kv_gpu_event handed;                /* x has been copied to the next device */
     void *tok_embd, *pos_embd, *output; /* where it has the first or last layer */
     kv_cuda_norm out_norm;
@@ -119,6 +120,7 @@ typedef struct {
     kv_trace_source source;
     kv_cuda_slot *at; /* of the layer that is being recorded */
     uint32_t call_rows, n_prompt, n_context;
+    uint32_t losses_begun;            /* rows of this call whose losses are queued */
     bool stat, sums;                  /* of this call */
     uint32_t sum_prompt, sum_context; /* room for column sums */
     bool stat_room;
@@ -148,7 +150,9 @@ int kv_cuda_layer_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t layer, kv_cuda_slot 
 int kv_cuda_column_sums(kv_cuda *e, kv_cuda_gpu *v, uint32_t layer, kv_cuda_slot *s);
 /* Bytes of `work` for a chunk of n rows. */
 size_t kv_cuda_work_bytes(const kv_cuda *e, uint32_t n);
-kv_status kv_cuda_logits(kv_cuda *e, uint32_t n, const kv_engine_hook *hook, float *last, kv_error *err);
+/* Queue the losses with which a call begins; then all that is wanted, in order. */
+int kv_cuda_begin_losses(kv_cuda *e, const kv_engine_hook *hook);
+kv_status kv_cuda_logits(kv_cuda *e, const kv_engine_hook *hook, float *last, kv_error *err);
 
 kv_status kv_cuda_fetch_open(kv_cuda *e, kv_error *err);
 void kv_cuda_fetch_close(kv_cuda *e);

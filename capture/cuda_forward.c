@@ -218,6 +218,13 @@ static int logit_block(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t n, b
     return losses ? kv_nll_dev(n, d->n_vocab, logits, v->token + first + 1, v->nll + first, v->run) : 0;
 }
 
+static uint32_t logit_step(const kv_cuda *e, const kv_cuda_gpu *v)
+{
+    size_t most = v->work_bytes / (e->m->desc.n_vocab * sizeof(float));
+    if (most > KV_CUDA_LOGITS) most = KV_CUDA_LOGITS;
+    return (uint32_t)(most < e->chunk ? most : e->chunk);
+}
+
 static kv_status check_finite(const float *x, size_t n, kv_error *err)
 {
     for (size_t i = 0; i < n; i++)
@@ -234,54 +241,73 @@ static bool whole(const kv_engine_hook *hook, uint32_t row)
     return !hook->nll || !hook->wants_logits || hook->wants_logits(hook->ctx, row);
 }
 
-/* Rows first .. end-1 in blocks, and what is wanted of them in host memory. */
-static kv_status logit_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t end, uint32_t step, bool losses,
-                            kv_error *err)
+/* Blocks of logits of rows first .. end-1 to the device's queue, and behind them the copy of what is wanted. */
+static int queue_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t end, bool losses)
 {
     size_t row_bytes = e->m->desc.n_vocab * sizeof(float);
-    kv_cuda_slot *s = &v->slot[0]; /* its layers are done: the events are free */
-    double seconds = 0;
-    int g = kv_gpu_event_record(s->begun, v->run);
-    for (uint32_t r = first; r < end && !g; r += step) {
-        if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while computing logits");
+    uint32_t step = logit_step(e, v);
+    int g = kv_gpu_event_record(v->logits_begun, v->run);
+    for (uint32_t r = first; r < end && !g; r += step)
         g = logit_block(e, v, r, end - r < step ? end - r : step, losses);
-    }
     if (!g)
         g = losses ? kv_gpu_copy(e->nll_host, v->nll + first, (end - first) * sizeof(float), v->run)
                    : kv_gpu_copy(e->logits_host, v->work, (end - first) * row_bytes, v->run);
-    if (!g) g = kv_gpu_event_record(s->done, v->run);
-    if (!g) g = kv_gpu_event_sync(s->done);
-    if (!g) g = kv_gpu_event_seconds(s->begun, s->done, &seconds);
-    e->compute_s += seconds;
-    return kv_cuda_check(v, g, "the logits", err);
+    return g ? g : kv_gpu_event_record(v->logits_done, v->run);
 }
 
-kv_status kv_cuda_logits(kv_cuda *e, uint32_t n, const kv_engine_hook *hook, float *last, kv_error *err)
+/* The end of the run of rows from r on of which the same is wanted: whole logits, at most a block of them, or losses.
+ * The last row's next token is not known. */
+static uint32_t run_end(const kv_cuda *e, const kv_engine_hook *hook, uint32_t r, uint32_t limit, bool *w)
+{
+    uint32_t end = r + 1, n = e->call_rows;
+    *w = r == n - 1 || whole(hook, e->n_past + r);
+    if (!*w) limit = n;
+    while (end < n && end - r < limit && (end == n - 1 || whole(hook, e->n_past + end)) == *w) end++;
+    return end;
+}
+
+/* The losses that a call begins with are computed while its last layer is recorded. */
+int kv_cuda_begin_losses(kv_cuda *e, const kv_engine_hook *hook)
+{
+    kv_cuda_gpu *v = &e->dev[e->n_dev - 1];
+    bool w = true;
+    e->losses_begun = 0;
+    if (!hook || !hook->logits) return 0;
+    uint32_t end = run_end(e, hook, 0, 1, &w);
+    int g = w ? 0 : kv_gpu_select(v->id);
+    if (!w && !g) g = queue_rows(e, v, 0, end, true);
+    if (!w && !g) e->losses_begun = end;
+    return g;
+}
+
+kv_status kv_cuda_logits(kv_cuda *e, const kv_engine_hook *hook, float *last, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     kv_cuda_gpu *v = &e->dev[e->n_dev - 1];
+    uint32_t n = e->call_rows, most = logit_step(e, v), end;
     bool all = hook && hook->logits;
-    size_t most = v->work_bytes / (d->n_vocab * sizeof(float)), n_vocab = d->n_vocab;
-    uint32_t end;
+    size_t n_vocab = d->n_vocab;
     kv_status st;
 
     if (!all && !last) return KV_OK;
-    if (most > KV_CUDA_LOGITS) most = KV_CUDA_LOGITS;
-    if (most > e->chunk) most = e->chunk;
+    if (most > e->logits_host_rows) most = e->logits_host_rows;
     if ((st = kv_cuda_check(v, kv_gpu_select(v->id), "the device", err))) return st;
     for (uint32_t r = all ? 0 : n - 1; r < n && !st; r = end) {
-        /* A run of one kind: whole logits for the host, a block at a time, or losses. The last row's next token is not
-         * known. */
-        bool w = !all || r == n - 1 || whole(hook, e->n_past + r);
-        uint32_t limit = w ? (uint32_t)(most < e->logits_host_rows ? most : e->logits_host_rows) : n;
-        for (end = r + 1; end < n && end - r < limit; end++)
-            if ((end == n - 1 || whole(hook, e->n_past + end)) != w) break;
-        if ((st = logit_rows(e, v, r, end, (uint32_t)most, !w, err)) ||
+        bool w = true;
+        double seconds = 0;
+        end = all ? run_end(e, hook, r, most, &w) : n;
+        if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while computing logits");
+        int g = r < e->losses_begun ? 0 : queue_rows(e, v, r, end, !w);
+        if (!g) g = kv_gpu_event_sync(v->logits_done);
+        if (!g) g = kv_gpu_event_seconds(v->logits_begun, v->logits_done, &seconds);
+        e->compute_s += seconds;
+        if ((st = kv_cuda_check(v, g, "the logits", err)) ||
             (st = check_finite(w ? e->logits_host : e->nll_host, w ? (end - r) * n_vocab : end - r, err)))
             break;
         if (all && w) st = hook->logits(hook->ctx, e->n_past + r, end - r, e->logits_host, err);
         if (all && !w) st = hook->nll(hook->ctx, e->n_past + r, end - r, e->nll_host, err);
         if (last && end == n) memcpy(last, e->logits_host + (end - r - 1) * n_vocab, n_vocab * sizeof *last);
     }
+    e->losses_begun = 0;
     return st;
 }

@@ -310,8 +310,8 @@ static kv_status fit_ring(const session *s, const kv_trace_info *i, kv_error *er
     kv_trace_memory room;
     size_t rows = i->n_token < 1024 ? i->n_token : 1024, bytes = rows * i->head_dim * kv_dtype_bytes(i->dtype);
     if (!kv_engine_memory(s->engine, &room)) return KV_OK;
-    return kv_trace_writer_memory(s->w, &room, bytes * (s->q->level == KV_RECORD_QKV ? i->n_q_head : i->n_kv_head),
-                                  err);
+    bytes *= s->q->level == KV_RECORD_QKV ? i->n_q_head : i->n_kv_head;
+    return kv_trace_writer_memory(s->w, &room, bytes < KV_TRACE_BLOCK ? bytes : KV_TRACE_BLOCK, err);
 }
 
 static kv_status run_model(session *s, kv_error *err)

@@ -19,11 +19,12 @@
 #define KVT_CHUNK_MIN  96u /* bytes of a chunk header without its frame table */
 #define KVT_INDEX_MIN  40u /* bytes of an index without entries */
 
-#define KVT_BLOCK_ROWS  1024u        /* tokens in a chunk, at most (writer) */
-#define KVT_BLOCK_BYTES (64u << 20)  /* raw bytes in a chunk, at most, unless one row is more (writer) */
-#define KVT_PLANE_MIN   256u         /* elements of a head in a chunk below which bytes are not split (writer) */
-#define KVT_CHECKPOINT  (256u << 20) /* bytes of file between two checkpoints */
-#define KVT_RAW_MAX     (1u << 30)   /* raw bytes of a chunk (reader refuses more) */
+#define KVT_BLOCK_ROWS  1024u          /* tokens in a chunk, at most (writer) */
+#define KVT_BLOCK_BYTES KV_TRACE_BLOCK /* raw bytes in a chunk, at most, unless a row of a head is more (writer) */
+#define KVT_BYTES_MAX   (256u << 20)   /* raw bytes in a chunk of bytes, at most (writer) */
+#define KVT_PLANE_MIN   256u           /* elements of a head in a chunk below which bytes are not split (writer) */
+#define KVT_CHECKPOINT  (256u << 20)   /* bytes of file between two checkpoints */
+#define KVT_RAW_MAX     (1u << 30)     /* raw bytes of a chunk (reader refuses more) */
 #define KVT_INDEX_MAX   (256u << 20)
 #define KVT_META_MAX    (16u << 20)
 #define KVT_HIDDEN_MAX  (1u << 20)

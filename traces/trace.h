@@ -136,7 +136,7 @@ typedef struct {
 kv_status kv_trace_create(const char *path, const kv_trace_info *info, const char *provenance, uint32_t threads,
                           kv_trace_writer **out, kv_error *err);
 /* Append one chunk. `raw` is [head][token][width] in c->dtype, contiguous; copied before return. Chunks larger than
- * the block (1,024 tokens) are split by the writer. The caller's order is the file's order. */
+ * the block (1,024 tokens, KV_TRACE_BLOCK bytes) are split by the writer. The caller's order is the file's order. */
 kv_status kv_trace_put(kv_trace_writer *w, const kv_chunk *c, const void *raw, kv_error *err);
 /* The same from floats: rounded to c->dtype first (KV_EUNSUPPORTED when f16 overflows: says which layer). */
 kv_status kv_trace_put_f32(kv_trace_writer *w, const kv_chunk *c, const float *v, kv_error *err);
@@ -165,6 +165,7 @@ kv_status kv_trace_put_from(kv_trace_writer *w, const kv_chunk *c, const kv_trac
 kv_status kv_trace_flush(kv_trace_writer *w, kv_error *err);
 /* Where the ring's raw bytes lie from now on (page-locked memory, say), slot_bytes of it in every slot at once. `free`
  * accepts NULL. Flushes first. */
+#define KV_TRACE_BLOCK ((size_t)2 << 20) /* raw bytes of a block, at most, unless one row of a head is more */
 typedef struct {
     void *(*alloc)(size_t n);
     void (*free)(void *p);

@@ -440,7 +440,8 @@ kv_status kv_trace_create(const char *path, const kv_trace_info *info, const cha
     pthread_cond_init(&w->moved, NULL);
     w->room = (kv_trace_memory){malloc, free};
     w->n_thread = w->usage.threads = threads < 256 ? threads : 256;
-    w->n_slot = threads ? 2 * w->n_thread + 2 : 1;
+    /* Blocks leave in order: enough of them that a large one at the head does not stop the rest. */
+    w->n_slot = threads ? 4 * w->n_thread + 4 : 1;
     if ((st = kv_array(&w->slot, w->n_slot, sizeof *w->slot, err)) ||
         (st = kv_array(&w->thread, w->n_thread + 1, sizeof *w->thread, err)) ||
         (st = kv_trace_info_copy(info, &w->info, err)) || (!threads && (st = packer_open(&w->own, err))) ||
@@ -485,11 +486,14 @@ static kv_status put_blocks(kv_trace_writer *w, const kv_chunk *c, const void *r
         return kv_fail(err, KV_EMISUSE, "bad chunk: stream %d layer %u heads %u+%u tokens %u+%u width %u",
                        (int)c->stream, c->layer, c->head_first, c->head_count, c->token_first, c->token_count,
                        c->width);
-    /* Blocks of at most 1,024 rows and 64 MiB; of fewer heads when a single row of all heads is more than that. */
-    size_t heads = KVT_BLOCK_BYTES / row, rows, stride = row * c->token_count;
-    heads = heads < 1 ? 1 : heads > c->head_count ? c->head_count : heads;
-    rows = KVT_BLOCK_BYTES / (row * heads);
+    /* Blocks of at most 1,024 rows, and of as many heads, in equal parts, as fit into 2 MiB (one row of one head is
+     * never split): many threads then have much the same to do, whatever the stream. */
+    size_t rows = KVT_BLOCK_BYTES / row, heads, parts, stride = row * c->token_count;
     rows = rows < 1 ? 1 : rows > KVT_BLOCK_ROWS ? KVT_BLOCK_ROWS : rows;
+    rows = rows > c->token_count ? c->token_count : rows;
+    heads = KVT_BLOCK_BYTES / (row * rows);
+    parts = heads < 1 ? c->head_count : (c->head_count + heads - 1) / heads;
+    heads = (c->head_count + parts - 1) / parts;
     kvt_entry e = {.stream = (uint16_t)c->stream, .layer = (uint16_t)c->layer, .width = c->width};
     e.dtype = (uint8_t)c->dtype;
     for (uint32_t t = 0; t < c->token_count && !st; t += (uint32_t)rows)
@@ -567,7 +571,7 @@ kv_status kv_trace_put_bytes(kv_trace_writer *w, kv_stream s, const void *p, siz
 {
     const kvt_stream_info *i = kvt_stream((uint32_t)s);
     if (!i || i->kind != 'b') return kv_fail(err, KV_EMISUSE, "stream %d does not hold bytes", (int)s);
-    if (n > KVT_BLOCK_BYTES * 4u)
+    if (n > KVT_BYTES_MAX)
         return kv_fail(err, KV_EUNSUPPORTED, "cannot store %s: %zu bytes, more than 256 MiB", i->name, n);
     kvt_entry e = {.stream = (uint16_t)s, .head_count = 1, .token_count = (uint32_t)n, .width = 1};
     e.dtype = KV_U8, e.planes = 1, e.frames = 1, e.raw = n;
