@@ -37,6 +37,7 @@ kv_status kv_cmd_predict(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_merge(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_export(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err);
+kv_status kv_cmd_gap(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_text(const kv_analysis *a, kv_error *err);
 kv_status kv_cmd_report(const kv_analysis *a, kv_error *err);
 
@@ -57,6 +58,11 @@ extern const char *const kv_default_metrics[];
  * over prompts; overspent = share of the prompts that kept more than nominal. KV_EMISSING when no run has the metric.
  */
 kv_status kv_curve_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_group_note *note, kv_error *err);
+
+/* The terms of v_gap (sim/schema.sql), one line per (model, policy variant, budget, way, term): columns model policy
+ * spec granularity page cut protect budget metric unit way term budget_frac place layer_error oracle_layer_error mean
+ * low high n undefined label series variant. KV_EMISSING when no run has what the decomposition needs. */
+kv_status kv_gap_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_group_note *note, kv_error *err);
 
 /* Lines about rows that were merged, left out, or not the same prompts everywhere. Empty when there is nothing to say.
  */

@@ -11,6 +11,7 @@ const char kv_help[] =
     "  power      A B.. : how many prompts to show a difference, or that there is none that matters\n"
     "  recommend  the smallest cache that loses less than --margin against the full one, per policy, in bytes\n"
     "  layers     a metric by layer at one budget, the slots each layer was given, and how far from the oracle's\n"
+    "  gap        was it the budget or the policy: the loss taken apart (after kv-sim run --gap)\n"
     "  heads      A B : which heads lose more under A than under B\n"
     "  predict    rank correlation of every metric with the model's own loss\n"
     "  export     rows of a view as CSV, JSON or JSON lines\n"
@@ -104,6 +105,19 @@ static const struct {
                "\n" COMMON "\n"
                "  kv-analyze layers --db results.db -b 10%\n"
                "  kv-analyze layers --db results.db -p cake,oracle --csv\n"},
+    {"gap",
+     "usage: kv-analyze gap [--db results.db] [-b BUDGET,..] [-m METRIC] [options]\n"
+     "\n"
+     "Where each policy's loss comes from: its ranking (past rows instead of future ones, pooling and averaging), "
+     "its split\n"
+     "over heads and over layers, one set for all rows, and what no choice of slots could keep. The terms add up "
+     "to the\n"
+     "loss, in both orders and averaged over all six; one sentence a policy. Default metric: recall_contested; "
+     "rules that\n"
+     "drop row by row are taken apart in recall. Needs the runs of kv-sim run --gap.\n"
+     "\n" COMMON "\n"
+     "  kv-analyze gap --db results.db -b 10%\n"
+     "  kv-analyze gap --db results.db -b 10% --metric recall --json\n"},
     {"heads", "usage: kv-analyze heads [A [B]] [--db results.db] [-b BUDGET] [-m METRIC] [options]\n"
               "\n"
               "Which query heads lose more under A than under B (default: oracle): paired differences by head, "

@@ -18,7 +18,8 @@ enum {
     PLOT = 1 << 10,
     TEXT = 1 << 11,
     REPORT = 1 << 12,
-    READS = SUMMARY | CURVE | COMPARE | POWER | RECOMMEND | LAYERS | HEADS | PREDICT | EXPORT,
+    GAP = 1 << 13,
+    READS = SUMMARY | CURVE | COMPARE | POWER | RECOMMEND | LAYERS | GAP | HEADS | PREDICT | EXPORT,
     PAIRED = COMPARE | POWER | RECOMMEND | HEADS | PREDICT, /* refuse results of several builds */
     ANY = READS | MERGE | PLOT | TEXT | REPORT,
     WORDS = COMPARE | POWER | HEADS | MERGE | PLOT | TEXT | REPORT /* take arguments behind the command */
@@ -34,6 +35,7 @@ static const struct {
                 {"power", POWER, kv_cmd_power},
                 {"recommend", RECOMMEND, kv_cmd_recommend},
                 {"layers", LAYERS, kv_cmd_layers},
+                {"gap", GAP, kv_cmd_gap},
                 {"heads", HEADS, kv_cmd_heads},
                 {"predict", PREDICT, kv_cmd_predict},
                 {"export", EXPORT, kv_cmd_export},

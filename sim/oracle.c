@@ -132,9 +132,9 @@ kv_status kv_oracle_of(const kv_spec *s, char **spec, char **class, kv_error *er
     } else if (s->decode && (model || layer || s->every > 1 || s->bin)) {
         *class = kv_format("one set per %s, dropped for good, row by row, %s: no oracle of its class yet", unit,
                            model || layer ? "caches of different sizes" : "more than the budget between two cuts");
-    } else if (s->decode) {
+    } else if (s->decode) { /* above the best sequence of drops stands only what never drops for good */
         *class = kv_format("one set per %s, dropped for good, row by row", unit);
-        st = row_for(s, "oracle-match", &o, err);
+        st = row_for(s, s->decode == KV_DECODE_MATCH ? "oracle-steps.decode" : "oracle-match", &o, err);
     } else {
         *class = kv_format("one set per %s for all rows, %s", unit,
                            model   ? "slots move over the whole model"

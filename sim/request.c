@@ -90,8 +90,15 @@ kv_status kv_request_add_gap(kv_request *r, kv_error *err)
         }
         char *own = NULL, *class = NULL;
         if (!st && !kv_scorers[r->spec[i].scorer]->future) st = kv_oracle_of(&r->spec[i], &own, &class, err);
-        if (!st && own) st = kv_spec_parse(own, &r->spec, &r->n_spec, err);
-        free(own), free(class);
+        while (!st && own) { /* and the oracle above that one */
+            st = kv_spec_parse(own, &r->spec, &r->n_spec, err);
+            const kv_spec *o = &r->spec[r->n_spec - 1];
+            bool above = !st && o->decode == KV_DECODE_MATCH;
+            free(own), free(class);
+            own = class = NULL;
+            if (above) st = kv_oracle_of(o, &own, &class, err);
+        }
+        free(class);
     }
     if (!st) drop_repeats(r);
     return st;

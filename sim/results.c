@@ -93,14 +93,14 @@ kv_status kv_results_open(const char *path, kv_results **out, kv_error *err)
     if (!st) st = prepare(r, "SELECT detail, wanted FROM run WHERE run_id = ?1", &r->has, err);
     if (!st) st = prepare(r, "DELETE FROM run WHERE run_id = ?1", &r->drop, err);
     if (!st)
-        st = prepare(
-            r,
-            "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, verified, budget, budget_tokens, "
-            "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, mean_bytes, "
-            "peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, build, wall_s) VALUES "
-            "(?1,?2,?3,?4,?26,?27,?28,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-            "?21,?22,?23,?24,?25)",
-            &r->run, err);
+        st = prepare(r,
+                     "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, "
+                     "budget_tokens, "
+                     "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, mean_bytes, "
+                     "peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, build, wall_s) VALUES "
+                     "(?1,?2,?3,?4,?26,?27,?28,?29,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+                     "?21,?22,?23,?24,?25)",
+                     &r->run, err);
     if (!st) st = prepare(r, "INSERT INTO metric VALUES (?1,?2,?3,?4,-1,?5,?6)", &r->metric, err);
     if (!st) st = prepare(r, "INSERT INTO slots VALUES (?1,?2,?3,?4,?5)", &r->slots, err);
 out:
@@ -251,7 +251,7 @@ kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_
         sqlite3_bind_int64(s, 21, (int64_t)run->seed);
     sqlite3_bind_int64(s, 22, run->detail), sqlite3_bind_int64(s, 23, run->wanted), text(s, 24, kv_build_id());
     sqlite3_bind_double(s, 25, run->wall_s);
-    text(s, 26, run->base), text(s, 27, run->corner), text(s, 28, run->target);
+    text(s, 26, run->base), text(s, 27, run->corner), text(s, 28, run->target), text(s, 29, run->oracle);
     st = step(r, s, err);
     int64_t id = sqlite3_last_insert_rowid(r->db);
     for (size_t i = 0; i < run->n_value && !st; i++) {

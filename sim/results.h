@@ -27,6 +27,7 @@ typedef struct {
     kv_budget_resolved c;
     const char *cut, *protect, *granularity;
     const char *base, *corner, *target; /* kv_corner; base = the spec's own canonical string, "", "" otherwise */
+    const char *oracle;                 /* spec of the oracle of its class, or "" */
     uint32_t page, rows;
     uint64_t seed, kept_slots, nominal_slots;
     uint64_t kept_bytes, nominal_bytes, peak_bytes;

@@ -29,6 +29,7 @@ CREATE TABLE run (
     base          TEXT NOT NULL,          -- spec of the policy whose parts the oracle took over; else the run's own spec
     corner        TEXT NOT NULL,          -- those parts, "rank+heads" (sim/oracle.h); "" = an ordinary run
     target        TEXT NOT NULL,          -- what the oracle maximised: "recall" or "recall_contested"; "" = an ordinary run
+    oracle        TEXT NOT NULL,          -- spec of the oracle that bounds the run's class; "" = none
     verified      TEXT NOT NULL,          -- "authors' code", "definition", "not verified: ..." : how the policy was checked
     budget        TEXT NOT NULL,          -- as given: "5%", "512", "ratio=0.9"
     budget_tokens INTEGER NOT NULL,       -- C: tokens per KV head and layer, on average over the layers that evict
@@ -84,7 +85,7 @@ CREATE TABLE slots (
 
 CREATE VIEW v_run AS
 SELECT r.run_id, t.name AS trace, t.sha256 AS trace_sha256, t.model, t.arch, t.prompt, t.category, t.prompt_tokens,
-       t.decode_tokens, r.policy, r.spec, r.verified, r.budget, r.budget_tokens, r.budget_frac, r.granularity, r.page, r.cut,
+       t.decode_tokens, r.policy, r.spec, r.oracle, r.verified, r.budget, r.budget_tokens, r.budget_frac, r.granularity, r.page, r.cut,
        r.protect, r.rows, r.kept_slots, r.kept_bytes, r.mean_bytes, r.peak_bytes, r.nominal_bytes, r.full_bytes, r.overspent,
        r.seed, r.build, r.wall_s
 FROM run r JOIN trace t USING (trace_id) WHERE r.corner = '';
@@ -102,20 +103,30 @@ SELECT r.run_id, s.layer, s.head, s.slots, s.bytes FROM slots s JOIN run r ON r.
 
 -- Policies with parts taken over by an oracle (kv-sim run --gap) stand apart, so that nobody takes them for policies. run_id is the
 -- policy's own run, v_run.run_id; corner "" is that run itself.
+-- The oracles of a class that drops row by row stand here too: "drops" and "drops+steps".
 CREATE VIEW v_corner AS
-SELECT p.run_id, c.run_id AS corner_run_id, c.corner, c.target, c.kept_slots, n.name AS metric, n.unit, n.better,
+WITH pair AS (
+    SELECT p.id AS own, c.id AS other, c.corner, c.target FROM run p
+    JOIN run c ON c.trace_id = p.trace_id AND c.base = p.spec AND c.budget = p.budget AND c.cut = p.cut AND c.rows = p.rows
+    WHERE p.corner = ''
+    UNION ALL
+    SELECT p.id, c.id, iif(c.spec = p.oracle, 'drops', 'drops+steps'), 'recall' FROM run p
+    JOIN run b ON b.trace_id = p.trace_id AND b.spec = p.oracle AND b.budget = p.budget AND b.cut = p.cut AND b.rows = p.rows
+    JOIN run c ON c.trace_id = p.trace_id AND c.budget = p.budget AND c.cut = p.cut AND c.rows = p.rows
+              AND c.spec IN (b.spec, b.oracle)
+    WHERE p.oracle LIKE 'oracle-match:%' AND p.spec <> p.oracle)
+SELECT p.run_id, c.run_id AS corner_run_id, x.corner, x.target, c.kept_slots, n.name AS metric, n.unit, n.better,
        nullif(m.layer, -1) AS layer, nullif(m.head, -1) AS head, nullif(m.step, -1) AS step, m.value, m.n
-FROM run p
-JOIN run c ON c.trace_id = p.trace_id AND c.base = p.spec AND c.budget = p.budget AND c.cut = p.cut AND c.rows = p.rows
-JOIN metric m ON m.run = c.id JOIN metric_name n USING (metric_id)
-WHERE p.corner = '';
+FROM pair x JOIN run p ON p.id = x.own JOIN run c ON c.id = x.other
+JOIN metric m ON m.run = c.id JOIN metric_name n USING (metric_id);
 
 -- Where the loss of a run comes from (metrics.md 5.3). loss = distance from the full cache; the terms of a way add up to "lost".
 --   forward   ranking, then heads, then layers handed to the oracle; ranking = prediction + aggregation
 --   reverse   layers, then heads, then ranking
 --   mean      of all six orders (Shapley)
 -- staticness is what choosing anew for every row would still gain, budget what no choice could keep. recall_contested is taken apart
--- with oracles of recall_contested, every other metric with those of recall.
+-- with oracles of recall_contested, every other metric with those of recall. Rules that drop for good, row by row, have forward
+-- only: ranking = against the best sequence of drops (oracle-match), staticness = that against every row's own best.
 CREATE VIEW v_gap AS
 WITH loss AS (
     SELECT run_id, metric, unit, corner, CASE better WHEN 'higher' THEN 1 - value ELSE value END AS loss
@@ -124,32 +135,33 @@ WITH loss AS (
       AND (target = '' OR target = CASE metric WHEN 'recall_contested' THEN metric ELSE 'recall' END)),
 at AS (
     SELECT run_id, metric, unit, max(iif(corner = '', loss, NULL)) AS p, max(iif(corner = 'window', loss, NULL)) AS w,
-           max(iif(corner = 'rank', loss, NULL)) AS r, max(iif(corner = 'heads', loss, NULL)) AS h,
+           max(iif(corner IN ('rank', 'drops'), loss, NULL)) AS r, max(iif(corner = 'heads', loss, NULL)) AS h,
            max(iif(corner = 'layers', loss, NULL)) AS l, max(iif(corner = 'rank+heads', loss, NULL)) AS rh,
            max(iif(corner = 'rank+layers', loss, NULL)) AS rl, max(iif(corner = 'heads+layers', loss, NULL)) AS hl,
-           max(iif(corner = 'rank+heads+layers', loss, NULL)) AS rhl,
-           max(iif(corner = 'rank+heads+layers+steps', loss, NULL)) AS s
-    FROM loss GROUP BY run_id, metric, unit)
-SELECT run_id, metric, unit, 'forward' AS way, 'lost' AS term, 0 AS place, p AS value FROM at WHERE s IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'ranking', 1, p - r FROM at WHERE s IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'prediction', 2, p - w FROM at WHERE s IS NOT NULL AND w IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'aggregation', 3, w - r FROM at WHERE s IS NOT NULL AND w IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'heads', 4, r - rh FROM at WHERE s IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'layers', 5, rh - rhl FROM at WHERE s IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'staticness', 6, rhl - s FROM at WHERE s IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'forward', 'budget', 7, s FROM at WHERE s IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'reverse', 'lost', 0, p FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'reverse', 'ranking', 1, hl - rhl FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'reverse', 'heads', 4, l - hl FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'reverse', 'layers', 5, p - l FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'reverse', 'staticness', 6, rhl - s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'reverse', 'budget', 7, s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'mean', 'lost', 0, p FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'mean', 'ranking', 1, (2 * (p - r) + (h - rh) + (l - rl) + 2 * (hl - rhl)) / 6 FROM at
-    WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'mean', 'heads', 4, (2 * (p - h) + (r - rh) + (l - hl) + 2 * (rl - rhl)) / 6 FROM at
-    WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'mean', 'layers', 5, (2 * (p - l) + (r - rl) + (h - hl) + 2 * (rh - rhl)) / 6 FROM at
-    WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'mean', 'staticness', 6, rhl - s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL
-UNION ALL SELECT run_id, metric, unit, 'mean', 'budget', 7, s FROM at WHERE s IS NOT NULL AND hl IS NOT NULL;
+           max(iif(corner IN ('rank+heads+layers', 'drops'), loss, NULL)) AS rhl,
+           max(iif(corner IN ('rank+heads+layers+steps', 'drops+steps'), loss, NULL)) AS s
+    FROM loss GROUP BY run_id, metric, unit),
+term (way, term, place) AS (
+    VALUES ('forward', 'lost', 0), ('forward', 'ranking', 1), ('forward', 'prediction', 2), ('forward', 'aggregation', 3),
+           ('forward', 'heads', 4), ('forward', 'layers', 5), ('forward', 'staticness', 6), ('forward', 'budget', 7),
+           ('reverse', 'lost', 0), ('reverse', 'ranking', 1), ('reverse', 'heads', 4), ('reverse', 'layers', 5),
+           ('reverse', 'staticness', 6), ('reverse', 'budget', 7),
+           ('mean', 'lost', 0), ('mean', 'ranking', 1), ('mean', 'heads', 4), ('mean', 'layers', 5),
+           ('mean', 'staticness', 6), ('mean', 'budget', 7)),
+every AS (
+    SELECT run_id, metric, unit, way, term, place,
+           CASE term WHEN 'lost' THEN p WHEN 'prediction' THEN p - w WHEN 'aggregation' THEN w - r
+                     WHEN 'staticness' THEN rhl - s WHEN 'budget' THEN s
+           ELSE CASE way || ' ' || term
+                WHEN 'forward ranking' THEN p - r
+                WHEN 'forward heads' THEN r - rh
+                WHEN 'forward layers' THEN rh - rhl
+                WHEN 'reverse ranking' THEN hl - rhl
+                WHEN 'reverse heads' THEN l - hl
+                WHEN 'reverse layers' THEN p - l
+                WHEN 'mean ranking' THEN (2 * (p - r) + (h - rh) + (l - rl) + 2 * (hl - rhl)) / 6
+                WHEN 'mean heads' THEN (2 * (p - h) + (r - rh) + (l - hl) + 2 * (rl - rhl)) / 6
+                WHEN 'mean layers' THEN (2 * (p - l) + (r - rl) + (h - hl) + 2 * (rh - rhl)) / 6 END END AS value
+    FROM at JOIN term
+    WHERE p IS NOT NULL AND s IS NOT NULL AND (way = 'forward' OR hl IS NOT NULL))
+SELECT run_id, metric, unit, way, term, place, value FROM every WHERE value IS NOT NULL;

@@ -283,6 +283,9 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         memcpy(run.run_id, id[i], sizeof run.run_id);
         kv_corner corner = {0};
         st = kv_corner_of(run.spec, &corner, err);
+        char *oracle = NULL, *class = NULL;
+        if (!st) st = kv_oracle_of(run.spec, &oracle, &class, err);
+        run.oracle = oracle ? oracle : "";
         run.base = corner.base, run.corner = corner.parts, run.target = corner.target;
         run.kept_slots = kv_plan_slots(&plan, point[i].spec, point[i].counts);
         run.nominal_slots = (uint64_t)point[i].c.tokens * sc.n_evict * Hkv;
@@ -316,7 +319,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
             st = kv_fail(err, KV_ENOMEM, "out of memory");
         else if (!st)
             st = kv_results_put(db, trace_id, &run, err);
-        kv_corner_free(&corner);
+        kv_corner_free(&corner), free(oracle), free(class);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
     if (!st) o->n_new += n_point;

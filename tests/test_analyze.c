@@ -139,17 +139,18 @@ static int64_t n_run;
 static void add_run(sqlite3 *db, int trace, const char *policy, const char *budget, double frac, int64_t kept,
                     int overspent, const char *verified, double error)
 {
-    char *q = sqlite3_mprintf("INSERT INTO run (id, run_id, trace_id, policy, spec, base, corner, target, verified, "
-                              "budget, budget_tokens, "
-                              "budget_frac, granularity, page, "
-                              "cut, protect, rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, "
-                              "full_bytes, overspent, seed, "
-                              "detail, wanted, build, wall_s) VALUES (%lld, '%032llx', %d, %Q, %Q, %Q, '', '', "
-                              "%Q, %Q, %d, %.17g, "
-                              "'kv_head', 1, 'prompt', "
-                              "'none', 8, %lld, %lld, %.17g, %lld, %lld, 4000.0, %d, 0, 1, 0, 'test', 0.5)",
-                              n_run, n_run, trace, policy, policy, policy, verified, budget, (int)(100 * frac), frac,
-                              kept, kept * 10, (double)kept * 10, kept * 10, (int64_t)(4000 * frac), overspent);
+    char *q =
+        sqlite3_mprintf("INSERT INTO run (id, run_id, trace_id, policy, spec, base, corner, target, oracle, verified, "
+                        "budget, budget_tokens, "
+                        "budget_frac, granularity, page, "
+                        "cut, protect, rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, "
+                        "full_bytes, overspent, seed, "
+                        "detail, wanted, build, wall_s) VALUES (%lld, '%032llx', %d, %Q, %Q, %Q, '', '', '', "
+                        "%Q, %Q, %d, %.17g, "
+                        "'kv_head', 1, 'prompt', "
+                        "'none', 8, %lld, %lld, %.17g, %lld, %lld, 4000.0, %d, 0, 1, 0, 'test', 0.5)",
+                        n_run, n_run, trace, policy, policy, policy, verified, budget, (int)(100 * frac), frac, kept,
+                        kept * 10, (double)kept * 10, kept * 10, (int64_t)(4000 * frac), overspent);
     CHECK(sqlite3_exec(db, q, NULL, NULL, NULL) == SQLITE_OK);
     sqlite3_free(q);
     q = sqlite3_mprintf("INSERT INTO metric VALUES (%lld, 1, -1, -1, -1, %.17g, 8), (%lld, 1, 0, -1, -1, %.17g, 8), "
