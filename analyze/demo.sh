@@ -16,6 +16,7 @@ else
 fi
 "$bin/kv-sim" run "$traces"/*.kvt -p $policies -b auto --db "$out/results.db"
 "$bin/kv-sim" run "$traces"/*.kvt -p $policies -b 11.7% --detail head --db "$out/results.db" # for the heat map
+"$bin/kv-sim" run "$traces"/*.kvt -p snapkv,h2o,cake -b 11.7% --gap --db "$out/results.db"
 if [ ! -f "$out/attention.svg" ] || [ "$out/results.db" -nt "$out/attention.svg" ]; then
     "$bin/kv-analyze" plot all --db "$out/results.db" -o "$out" >/dev/null
     set -- "$traces"/*.kvt

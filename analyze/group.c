@@ -164,12 +164,13 @@ int kv_policy_place(const char *policy)
         "full",   "random", "recency",   "streaming",  "knorm",         "keydiff",    "h2o",
         "tova",   "snapkv", "pyramidkv", "ada-snapkv", "ada-pyramidkv", "criticalkv", "expected-attention",
         "headkv", "lava",   "cake"};
-    static const char *const last[] = {"oracle", "oracle-layer", "oracle-global"};
+    static const char *const last[] = {"oracle",       "oracle-layer",  "oracle-global",
+                                       "oracle-steps", "oracle-belady", "oracle-match"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(policy, known[i])) return (int)i;
     for (size_t i = 0; i < sizeof last / sizeof *last; i++)
         if (!strcmp(policy, last[i])) return 1000 + (int)i;
-    return 500;
+    return strncmp(policy, "oracle-", 7) ? 500 : 1100;
 }
 
 #define VARIANT_COLS 6

@@ -1,7 +1,8 @@
 /* summary.c - kv-analyze summary: policies x budgets, mean and interval over prompts, bytes, the oracle of the same
  * class.
  *
- * The class of a policy is read off its allocation (v_slots), not off its name, so it holds for variants and masks:
+ * kv-sim names the oracle of each run's class (v_run.oracle: the same units, pages and protected positions). Where that
+ * run is not in the database, and for sets made elsewhere, the class is read off the allocation (v_slots):
  *   layer totals differ      -> the fair bound is oracle-global (the whole model is one pool)
  *   heads of a layer differ  -> oracle-layer
  *   neither                  -> oracle (the same count everywhere)
@@ -17,24 +18,27 @@ static const char CLASS_SQL[] =
     " spread AS (SELECT run_id, max(total) - min(total) AS layers, max(head_spread) AS heads, max(heads) AS n FROM per"
     "  GROUP BY run_id)"
     " SELECT r.model, r.policy, r.spec, r.granularity, r.page, r.cut, r.protect,"
-    "  CASE WHEN max(s.layers - s.n * r.page) > 0 THEN 2 WHEN max(s.heads - r.page) > 0 THEN 1 ELSE 0 END AS class"
+    "  CASE WHEN max(s.layers - s.n * r.page) > 0 THEN 2 WHEN max(s.heads - r.page) > 0 THEN 1 ELSE 0 END AS class,"
+    "  max(r.oracle) AS oracle"
     " FROM v_run r JOIN spread s ON s.run_id = r.run_id"
     " GROUP BY r.model, r.policy, r.spec, r.granularity, r.page, r.cut, r.protect";
 #define N_VARIANT 7 /* columns that name a variant, first in both sheets */
 
-static int class_of(const kv_sheet *classes, const kv_cell *row)
+/* Class by slots (0 head, 1 layer, 2 global); *oracle = spec of the oracle kv-sim names, or "". */
+static int class_of(const kv_sheet *classes, const kv_cell *row, const char **oracle)
 {
+    *oracle = "";
     for (size_t i = 0; i < classes->n_row; i++) {
         const kv_cell *c = kv_sheet_at(classes, i, 0);
         int k = 0;
         while (k < N_VARIANT && !kv_cell_cmp(&c[k], &row[k])) k++;
-        if (k == N_VARIANT) return (int)kv_cell_number(&c[N_VARIANT]);
+        if (k == N_VARIANT) return *oracle = kv_cell_text(&c[N_VARIANT + 1]), (int)kv_cell_number(&c[N_VARIANT]);
     }
     return 0;
 }
 
 typedef struct {
-    int model, policy, granularity, page, cut, protect, budget, mean;
+    int model, policy, spec, granularity, page, cut, protect, budget, mean;
 } columns;
 
 /* The line of `oracle` that is comparable with `row`: same model, budget, page, cut and protection; the same
@@ -54,23 +58,49 @@ static const kv_cell *find_oracle(const kv_sheet *s, const columns *c, const kv_
     return best;
 }
 
+/* The line of the oracle with this spec, at the row's budget. */
+static const kv_cell *find_spec(const kv_sheet *s, const columns *c, const kv_cell *row, const char *spec)
+{
+    for (size_t i = 0; i < s->n_row; i++) {
+        const kv_cell *o = kv_sheet_at(s, i, 0);
+        if (!strcmp(kv_cell_text(&o[c->spec]), spec) && !kv_cell_cmp(&o[c->model], &row[c->model]) &&
+            !kv_cell_cmp(&o[c->budget], &row[c->budget]) && !kv_cell_cmp(&o[c->cut], &row[c->cut]) &&
+            !kv_cell_cmp(&o[c->protect], &row[c->protect]))
+            return o;
+    }
+    return NULL;
+}
+
 static kv_status add_oracles(kv_sheet *s, const kv_sheet *oracles, const kv_sheet *classes, kv_error *err)
 {
     kv_status st;
     if ((st = kv_sheet_add_col(s, "class", err)) || (st = kv_sheet_add_col(s, "oracle", err)) ||
         (st = kv_sheet_add_col(s, "oracle_mean", err)))
         return st;
-    columns c = {kv_sheet_find(s, "model"),  kv_sheet_find(s, "policy"), kv_sheet_find(s, "granularity"),
-                 kv_sheet_find(s, "page"),   kv_sheet_find(s, "cut"),    kv_sheet_find(s, "protect"),
-                 kv_sheet_find(s, "budget"), kv_sheet_find(s, "mean")};
+    columns c = {kv_sheet_find(s, "model"),       kv_sheet_find(s, "policy"), kv_sheet_find(s, "spec"),
+                 kv_sheet_find(s, "granularity"), kv_sheet_find(s, "page"),   kv_sheet_find(s, "cut"),
+                 kv_sheet_find(s, "protect"),     kv_sheet_find(s, "budget"), kv_sheet_find(s, "mean")};
     static const char *const names[] = {"head", "layer", "global"};
     int to = kv_sheet_find(s, "class");
     for (size_t i = 0; i < s->n_row; i++) {
         kv_cell *row = kv_sheet_at(s, i, 0);
         const char *policy = kv_cell_text(&row[c.policy]);
-        int class = class_of(classes, row);
-        if ((st = kv_cell_format(s, &row[to], err, "%s", names[class]))) return st;
+        const char *spec;
+        int class = class_of(classes, row, &spec);
+        const kv_cell *own = *spec ? find_spec(oracles, &c, row, spec) : NULL;
+        if (own && !strcmp(kv_cell_text(&row[c.policy]), kv_cell_text(&own[c.policy]))) own = NULL; /* itself */
+        const char *name = own ? kv_cell_text(&own[c.policy]) : "";
+        for (int k = 0; k < 3 && own; k++)
+            if (!strcmp(name, ORACLES[k])) class = k;
+        const char *word =
+            own && (!strcmp(name, "oracle-match") || !strcmp(name, "oracle-steps.decode")) ? name + 7 : names[class];
+        if ((st = kv_cell_format(s, &row[to], err, "%s", word))) return st;
         if (!strcmp(policy, "full") || kv_policy_place(policy) >= 1000) continue; /* nothing to be compared with */
+        if (own) {
+            if ((st = kv_cell_format(s, &row[to + 1], err, "%s", name))) return st;
+            row[to + 2] = own[c.mean];
+            continue;
+        }
         for (int k = class; k < 3; k++) {
             const kv_cell *o = find_oracle(oracles, &c, row, ORACLES[k]);
             if (!o) continue;
@@ -198,7 +228,7 @@ static kv_status load_oracles(kv_db *db, const kv_selection *s, kv_sheet *out, k
 {
     kv_selection o = *s; /* borrows the strings */
     kv_group_note note;
-    char names[] = "[\"oracle\", \"oracle-layer\", \"oracle-global\"]";
+    char names[] = "[\"oracle\", \"oracle-layer\", \"oracle-global\", \"oracle-match\", \"oracle-steps.decode\"]";
     o.policies = names;
     kv_selection_rebind(&o);
     kv_status st = kv_curve_load(db, &o, out, &note, err);

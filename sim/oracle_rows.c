@@ -195,7 +195,7 @@ kv_status kv_drops_exact(const kv_drops *d, const uint32_t *live, uint32_t n_liv
     for (uint32_t i = 0; i < d->n_token; i++) f.of[i] = -1;
     for (size_t u = 0; u <= d->n_row; u++)
         for (size_t i = 0; i < d->n_token; i++)
-            f.price[i * n + u] = (int64_t)(ldexp(d->remain[u * d->n_token + i], 40) + 0.5);
+            f.price[i * n + u] = (int64_t)(d->remain[u * d->n_token + i] * 0x1p40 + 0.5);
     for (uint32_t k = 0; k < n_live; k++) f.of[live[k]] = 0;
     for (uint32_t k = 0; k < n_held; k++) f.of[held[k]] = (int32_t)stays;
     room -= n_held;

@@ -17,8 +17,9 @@ if cmp -s "$tmp/table" "$tmp/have"; then pass=$((pass + 1)); else
     fail=$((fail + 1))
 fi
 sed -n '/^## Five more/,/^With your own/p' README.md | sed -n '/^```sh/,/^```/p' | grep -v '^```' | sed "s|build/my.db|$tmp/my.db|g; s|build/kept.npy|$tmp/kept.npy|g; s|^build/|$bin/|" >"$tmp/commands"
+sed -n '/^## Was it the budget/,/^## A page/p' README.md | sed -n '/^```sh/,/^```/p' | grep -v '^```' | sed "s|build/gap|$tmp/gap|g; s|^build/|$bin/|" >>"$tmp/commands"
 while read -r c; do
-    if sh -c "$c" >"$tmp/out" 2>&1; then pass=$((pass + 1)); else
+    if KVTRACE_PLOTS=plots sh -c "$c" >"$tmp/out" 2>&1; then pass=$((pass + 1)); else
         echo "FAIL README.md: $c"
         tail -2 "$tmp/out"
         fail=$((fail + 1))

@@ -3,7 +3,7 @@
 
 synth t.kvt
 synth u.kvt --seed 2
-kv-sim run t.kvt u.kvt -p snapkv,recency,cake,oracle -b 5%,20%,50% --detail head --db r.db 2>/dev/null || fail 'cannot make r.db'
+kv-sim run t.kvt u.kvt -p snapkv,recency,cake,oracle -b 5%,20%,50% --detail head --gap --db r.db 2>/dev/null || fail 'cannot make r.db'
 
 # no gnuplot in PATH
 mkdir nothing
