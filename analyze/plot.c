@@ -284,9 +284,10 @@ kv_status kv_cmd_plot(const kv_analysis *a, kv_error *err)
         if (!(st = kv_figure_folder(a->folder, &folder, err))) st = cake(a, plots, folder, err);
         goto out;
     }
-    if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_selection_model(db, &s, err)) ||
-        (st = kv_figure_folder(a->folder, &folder, err)))
-        goto out;
+    if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_selection_model(db, &s, err))) goto out;
+    if (a->metric && (st = kv_selection_metric(db, &s, a->metric, kv_default_metrics, err)))
+        goto out; /* a misspelt metric is no reason to leave figures out */
+    if ((st = kv_figure_folder(a->folder, &folder, err))) goto out;
     for (size_t i = 0; i < n; i++) {
         if (k < n && i != k) continue;
         st = make_figure(a, db, &s, plots, folder, names[i], err);

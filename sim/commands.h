@@ -35,6 +35,8 @@ kv_status kv_request_resolve(kv_request *r, kv_error *err);
 /* Add the runs that `kv-analyze gap` reads: every policy with parts of it taken over by the oracle (sim/oracle.h), and
  * the oracle of its class. */
 kv_status kv_request_add_gap(kv_request *r, kv_error *err);
+/* Say on stderr which parameters were given to policies that do not read them. */
+void kv_spec_print_unread(const kv_spec *s, size_t n);
 void kv_request_free(kv_request *r);
 
 #endif

@@ -119,6 +119,7 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
     if (!st && rest.n != 1) st = kv_fail(err, KV_EMISUSE, "keep takes one trace, got %zu", rest.n);
     if (!st && !out) st = kv_fail(err, KV_EMISUSE, "no output: give -o KEPT.npy or -o DIR/");
     if (!st) st = kv_request_resolve(&rq, err);
+    if (!st) kv_spec_print_unread(rq.spec, rq.n_spec);
     if (st) goto out;
     bool dir = out[strlen(out) - (*out != 0)] == '/';
     if (!dir && rq.n_spec * rq.n_budget > 1) {

@@ -73,6 +73,7 @@ static kv_status print_policy(const char *name, kv_error *err)
     kv_spec *s = NULL;
     size_t n = 0;
     kv_status st = kv_spec_parse(name, &s, &n, err);
+    if (!st) kv_spec_print_unread(s, n);
     for (size_t k = 0; k < n && !st; k++) {
         const kv_policy *p = s[k].row;
         unsigned needs = kv_spec_needs(&s[k]);

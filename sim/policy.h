@@ -141,6 +141,7 @@ typedef struct {
     char *file;               /* mask: the NumPy file */
     struct kv_plug *plugin;   /* plugin: the loaded file, its parameters; owned */
     char *canonical;          /* "snapkv:granularity=kv_head,...": every parameter that matters, sorted by name */
+    char *unread;             /* parameters given that no slot of this policy reads, joined by ", ", or NULL */
     char *ranking_key;        /* the part of it that determines the ranking: equal keys share one ranking */
 } kv_spec;
 
@@ -178,6 +179,9 @@ size_t kv_slot_count(void);
 kv_slot_help kv_slot_describe(size_t i);
 /* Value of parameter i in s, as text for the command line, or NULL where it does not matter for this spec. free(). */
 char *kv_slot_value(const kv_spec *s, size_t i);
+/* Add the parameters of `params` (key=value,... as kv_spec_set took them) that matter to no slot of s to s->unread;
+ * `was` = s before they were set: a value that changed nothing is not worth a word. */
+kv_status kv_spec_note_unread(kv_spec *s, const kv_spec *was, const char *params, kv_error *err);
 
 /* ------------------------------------------------------------------------------------------------ budgets */
 #define KV_BUDGET_TOKENS_MAX (1u << 30)

@@ -32,6 +32,7 @@ static void drop_repeats(kv_request *r)
             if (strcmp(r->spec[i].canonical, r->spec[k].canonical)) {
                 k++;
             } else {
+                if (!r->spec[i].unread) r->spec[i].unread = r->spec[k].unread, r->spec[k].unread = NULL;
                 kv_spec_free(&r->spec[k]);
                 memmove(&r->spec[k], &r->spec[k + 1], (--r->n_spec - k) * sizeof *r->spec);
             }
@@ -102,6 +103,20 @@ kv_status kv_request_add_gap(kv_request *r, kv_error *err)
     }
     if (!st) drop_repeats(r);
     return st;
+}
+
+void kv_spec_print_unread(const kv_spec *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        bool said = false; /* once for a grid */
+        for (size_t k = 0; k < i; k++)
+            said |= s[k].row == s[i].row && s[k].unread && s[i].unread && !strcmp(s[k].unread, s[i].unread);
+        if (s[i].unread && !said)
+            fprintf(stderr,
+                    "kv-sim: note: nothing in this form of policy '%s' reads %s: no effect (`kv-sim policies %s` lists "
+                    "what it reads)\n",
+                    s[i].row->name, s[i].unread, s[i].row->name);
+    }
 }
 
 void kv_request_free(kv_request *r)

@@ -378,6 +378,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     }
     if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");
     if (!st) st = resolve(&o, err);
+    if (!st) kv_spec_print_unread(o.rq.spec, o.rq.n_spec);
     if (!st && o.model_path) st = kv_model_open(o.model_path, KV_WEIGHTS_F32, o.jobs, &o.model, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
     if (!st) st = kv_results_open(o.db, &db, err);

@@ -619,15 +619,22 @@ static kv_status set_slot(kv_spec *s, const slot *d, const char *v, kv_error *er
     return KV_OK;
 }
 
+static const slot *find_slot(const char *name)
+{
+    for (size_t i = 0; i < N_SLOT; i++) {
+        if (!strcmp(SLOTS[i].name, name)) return &SLOTS[i];
+        for (size_t a = 0; a < 3 && SLOTS[i].alias[a]; a++)
+            if (!strcmp(SLOTS[i].alias[a], name)) return &SLOTS[i];
+    }
+    return NULL;
+}
+
 kv_status kv_spec_set(kv_spec *s, const char *name, const char *value, kv_error *err)
 {
     const char *names[N_SLOT];
-    for (size_t i = 0; i < N_SLOT; i++) {
-        names[i] = SLOTS[i].name;
-        bool hit = !strcmp(names[i], name);
-        for (size_t a = 0; a < 3 && SLOTS[i].alias[a]; a++) hit |= !strcmp(SLOTS[i].alias[a], name);
-        if (hit) return set_slot(s, &SLOTS[i], value, err);
-    }
+    const slot *found = find_slot(name);
+    if (found) return set_slot(s, found, value, err);
+    for (size_t i = 0; i < N_SLOT; i++) names[i] = SLOTS[i].name;
     const char *near = kv_nearest(name, names, N_SLOT);
     return kv_fail(err, KV_EMISUSE, "unknown parameter '%s' of policy '%s'%s%s%s; `kv-sim policies %s%s` lists them",
                    name, s->row->name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "",
@@ -740,6 +747,37 @@ char *kv_slot_value(const kv_spec *s, size_t i)
     default: snprintf(b, sizeof b, "%u", *(const uint32_t *)at);
     }
     return kv_format("%s", b);
+}
+
+/* The field holds the same in both. */
+static bool same_field(const kv_spec *a, const kv_spec *b, const slot *d)
+{
+    const char *x = (const char *)a + d->at, *y = (const char *)b + d->at;
+    switch (d->type) {
+    case T_FILE: return !*(char *const *)x == !*(char *const *)y;
+    case T_LAYERS: return !memcmp(x, y, sizeof a->skip_layers);
+    case T_F64:
+    case T_U64: return !memcmp(x, y, 8);
+    default: return !memcmp(x, y, 4);
+    }
+}
+
+kv_status kv_spec_note_unread(kv_spec *s, const kv_spec *was, const char *params, kv_error *err)
+{
+    for (const char *p = params; *p;) {
+        char name[48];
+        size_t n = strcspn(p, ",");
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(p, "="), p);
+        const slot *d = find_slot(name);
+        if (d && d->type != T_PYRAMID && d->type != T_BASE && !matters(s, d) && !same_field(s, was, d)) {
+            char *more = kv_format("%s%s%s", s->unread ? s->unread : "", s->unread ? ", " : "", name);
+            if (!more) return kv_fail(err, KV_ENOMEM, "out of memory");
+            free(s->unread);
+            s->unread = more;
+        }
+        p += n + (p[n] == ',');
+    }
+    return KV_OK;
 }
 
 /* A decode rule and what goes with it. */

@@ -16,7 +16,7 @@ static const kv_policy PLUGIN_ROW = {.name = "plugin"}; /* until the file is loa
 void kv_spec_free(kv_spec *s)
 {
     if (!s) return;
-    free(s->file), free(s->canonical), free(s->ranking_key);
+    free(s->file), free(s->canonical), free(s->ranking_key), free(s->unread);
     free(s->mean_file), free(s->cov_file), free(s->importance), free(s->protect_segment);
     free(s->filters), free(s->pattern), free(s->cosine);
     kv_plug_close(s->plugin);
@@ -137,9 +137,11 @@ static kv_status expand(const kv_policy *row, const char *plugin, const char *pa
     kv_status st = plugin ? kv_plug_open(plugin, &s.plugin, err) : KV_OK;
     if (!st && plugin) s.row = &s.plugin->row;
     if (!st) st = apply(&s, s.row->slots, err);
+    kv_spec row_only = s; /* to compare fields with; its pointers are not used */
     if (!st) st = apply(&s, params, err);
     if (!st && plugin) st = kv_plug_start(s.plugin, err);
     if (!st) st = kv_spec_seal(&s, err);
+    if (!st) st = kv_spec_note_unread(&s, &row_only, params, err);
     if (!st) st = push(out, n, &s, err);
     if (st) kv_spec_free(&s);
     return st;

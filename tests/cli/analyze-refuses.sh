@@ -39,6 +39,7 @@ refused 2 "'../curve'" kv-analyze plot ../curve --db r.db -o out
 refused 2 -o kv-analyze plot all --db r.db
 refused 1 t.kvt kv-analyze plot curve --db r.db -o t.kvt
 refused 1 "'recal'" kv-analyze plot curve --db r.db -o figures --metric recal
+refused 1 "'recal'" kv-analyze plot all --db r.db -o figures --metric recal
 refused 1 "'snapvk'" kv-analyze plot all --db r.db -o figures -p snapvk
 check 'no figures' test -z "$(find . -name 'curve*')"
 
