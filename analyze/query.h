@@ -9,7 +9,7 @@
 #include "traces/cli.h"
 
 #define KV_DB_APPLICATION 0x4b565452 /* sim/schema.sql */
-#define KV_DB_VERSION     2
+#define KV_DB_VERSION     3
 
 typedef struct kv_db kv_db;
 

@@ -273,10 +273,10 @@ static kv_value mean(kv_metric_id id, const float *v, uint32_t n)
 {
     double sum = 0;
     for (uint32_t i = 0; i < n; i++) sum += (double)v[i];
-    return (kv_value){id, -1, -1, sum / n, n};
+    return (kv_value){id, -1, -1, -1, sum / n, n};
 }
 
-size_t kv_closed_values(const kv_closed *c, size_t i, const uint32_t *number, uint32_t n_layer, unsigned wanted,
+size_t kv_closed_values(const kv_closed *c, size_t i, const uint32_t *number, uint32_t n_layer, kv_metric_set wanted,
                         int detail, kv_value *out)
 {
     const struct {
@@ -298,11 +298,11 @@ size_t kv_closed_values(const kv_closed *c, size_t i, const uint32_t *number, ui
         for (uint32_t l = 0; l < n_layer; l++) {
             double v = layer[k].v[i * n_layer + l];
             sum += v;
-            if (detail >= KV_DETAIL_LAYER) out[n++] = (kv_value){layer[k].id, (int32_t)number[l], -1, v, c->n_pred};
+            if (detail >= KV_DETAIL_LAYER) out[n++] = (kv_value){layer[k].id, (int32_t)number[l], -1, -1, v, c->n_pred};
         }
-        out[all] = (kv_value){layer[k].id, -1, -1, sum / n_layer, n_layer};
+        out[all] = (kv_value){layer[k].id, -1, -1, -1, sum / n_layer, n_layer};
     }
-    if (wanted >> KV_M_NLL_NOISE & 1) out[n++] = (kv_value){KV_M_NLL_NOISE, -1, -1, c->noise, c->n_pred};
+    if (wanted >> KV_M_NLL_NOISE & 1) out[n++] = (kv_value){KV_M_NLL_NOISE, -1, -1, -1, c->noise, c->n_pred};
     return n;
 }
 

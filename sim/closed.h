@@ -37,7 +37,7 @@ kv_status kv_closed_run(const kv_plan *p, const kv_point *point, size_t n_point,
 void kv_closed_free(kv_closed *c);
 /* Values of point i, as kv_metric_values gives them: out has room for KV_CLOSED_ROOM(n_layer). Returns how many. */
 #define KV_CLOSED_ROOM(n_layer) (7 + 2 * ((size_t)(n_layer) + 1))
-size_t kv_closed_values(const kv_closed *c, size_t i, const uint32_t *number, uint32_t n_layer, unsigned wanted,
+size_t kv_closed_values(const kv_closed *c, size_t i, const uint32_t *number, uint32_t n_layer, kv_metric_set wanted,
                         int detail, kv_value *out);
 
 #endif

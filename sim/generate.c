@@ -255,12 +255,13 @@ double kv_answer_found(const kv_generated *g, size_t i, const kv_model *m, const
 }
 
 size_t kv_generated_values(const kv_generated *g, size_t i, const kv_model *m, const kv_trace_info *info,
-                           unsigned wanted, kv_value *out)
+                           kv_metric_set wanted, kv_value *out)
 {
     size_t n = 0;
     double found = g->able[i] ? kv_answer_found(g, i, m, info) : NAN;
-    if (wanted >> KV_M_ANSWER_FOUND & 1) out[n++] = (kv_value){KV_M_ANSWER_FOUND, -1, -1, found, 1};
+    if (wanted >> KV_M_ANSWER_FOUND & 1) out[n++] = (kv_value){KV_M_ANSWER_FOUND, -1, -1, -1, found, 1};
     if (wanted >> KV_M_FIRST_DIVERGENCE & 1)
-        out[n++] = (kv_value){KV_M_FIRST_DIVERGENCE, -1, -1, g->able[i] ? (double)kv_first_divergence(g, i) : NAN, 1};
+        out[n++] =
+            (kv_value){KV_M_FIRST_DIVERGENCE, -1, -1, -1, g->able[i] ? (double)kv_first_divergence(g, i) : NAN, 1};
     return n;
 }

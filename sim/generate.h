@@ -28,6 +28,6 @@ uint32_t kv_first_divergence(const kv_generated *g, size_t i);
 double kv_answer_found(const kv_generated *g, size_t i, const kv_model *m, const kv_trace_info *info);
 /* Values of point i (undefined where it is not able); out has room for 2. Returns how many. */
 size_t kv_generated_values(const kv_generated *g, size_t i, const kv_model *m, const kv_trace_info *info,
-                           unsigned wanted, kv_value *out);
+                           kv_metric_set wanted, kv_value *out);
 
 #endif

@@ -156,11 +156,14 @@ kv_status kv_sim_metrics(int argc, char **argv, kv_error *err)
     for (int m = 0; m < KV_M_COUNT && !st && !help; m++) {
         const kv_metric_def *d = &kv_metric_defs[m];
         if (json)
-            json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:s}", "name", d->name, "unit", d->unit,
-                                                 "better", d->better, "formula", d->formula, "source", d->source));
+            json_array_append_new(all, json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:s?}", "name", d->name, "unit",
+                                                 d->unit, "better", d->better, "formula", d->formula, "source",
+                                                 d->source, "default", !d->asked, "cost", d->asked));
         else
-            printf("%-17s %s is better, unit: %s\n                  %s\n                  source: %s\n", d->name,
-                   d->better, d->unit, d->formula, d->source);
+            printf("%-24s  %s%s, unit: %s\n  %s\n  source: %s\n%s%s%s", d->name,
+                   strcmp(d->better, "none") ? d->better : "no direction",
+                   strcmp(d->better, "none") ? " is better" : "", d->unit, d->formula, d->source,
+                   d->asked ? "  only when asked for: " : "", d->asked ? d->asked : "", d->asked ? "\n" : "");
     }
     if (!st && json && !help) json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
     json_decref(all);

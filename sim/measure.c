@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "kernels/kernels.h"
+#include "sim/bounds.h"
 
 /* ||x|| where the trace has it; a layer's own output is measured as its rows come (measure_prefix.c). */
 static kv_status reference(kv_measure *m, kv_error *err)
@@ -99,30 +100,56 @@ kv_status kv_measure_project(kv_measure *m, size_t r0, size_t n, const float *x,
     return st;
 }
 
+/* Bounds and coverage of the points that keep prefixes. */
+static kv_status prefix_facts(kv_measure *m, kv_error *err)
+{
+    size_t *points = NULL, n = 0;
+    kv_status st = kv_array(&points, m->n_point, sizeof *points, err);
+    for (size_t i = 0; i < m->n_point && !st; i++) {
+        if (kv_schedule_used(m->plan, m->point[i].spec)) continue;
+        points[n++] = i;
+        if (m->out->coverage)
+            st = kv_coverage_add(m->out->coverage, i, m->point[i].spec, m->point[i].counts, m->l.order, NULL, err);
+    }
+    if (!st && m->bounds) st = kv_bounds_add(m, m->bounds, points, n, NULL, err);
+    free(points);
+    return st;
+}
+
 kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
 {
     const kv_scene *sc = m->plan->scene;
-    unsigned needs = KV_NEED_FUTURE | (m->out->layer_error ? KV_NEED_WO : 0);
+    unsigned needs = KV_NEED_FUTURE | (m->out->layer_error || m->out->bound ? KV_NEED_WO : 0);
     bool schedules = false;
     for (size_t i = 0; i < m->n_point; i++) schedules |= kv_schedule_used(m->plan, m->point[i].spec);
     kv_status st = kv_layer_load(sc, index, needs | (schedules ? m->plan->needs : 0),
                                  schedules ? m->plan->max_window : 0, &m->l, err);
     if (st) return st;
     size_t rows = (size_t)m->l.n_q_head * sc->n_row;
-    m->errors = m->wanted & (1u << KV_M_HEAD_ERROR | 1u << KV_M_VALUE_DISTANCE | 1u << KV_M_LAYER_ERROR);
+    struct kv_bounds bounds = {0};
+    m->errors = m->out->bound || (m->wanted & KV_M_OUTPUTS);
     m->contest = m->wanted >> KV_M_RECALL_CONTESTED & 1;
     st = kv_array(&m->o, rows * m->l.d, sizeof *m->o, err);
     if (!st) st = kv_array(&m->lse, rows, sizeof *m->lse, err);
     if (!st) st = kv_array(&m->norm_o, rows, sizeof *m->norm_o, err);
     if (!st) st = kv_array(&m->base_mass, rows, sizeof *m->base_mass, err);
     if (!st) st = kv_array(&m->contested, sc->n_token, 1, err);
+    if (!st && m->contest) st = kv_array(&m->contested_mass, rows, sizeof *m->contested_mass, err);
     for (uint32_t i = 0; i < sc->n_cut && !st; i++) m->contested[i] = kv_contested(sc, i);
+    if (!st && m->out->step) st = kv_array(&m->step, m->n_point * sc->n_row, sizeof *m->step, err);
+    for (size_t i = 0; i < m->n_point * sc->n_row && !st && m->step && m->out->layer_error; i++)
+        m->step[i].n[KV_STEP_SQUARE] = 1;
     if (!st && m->out->layer_error) st = reference(m, err);
     if (!st && m->out->layer_error) st = triangle(m, err);
     if (!st) st = kv_measure_is_local(m) ? kv_measure_local(m, err) : kv_measure_prefixes(m, err);
+    if (!st && m->out->bound && !(st = kv_bounds_open(m, &bounds, err))) m->bounds = &bounds;
+    if (!st) st = prefix_facts(m, err);
     if (!st && schedules) st = kv_measure_schedules(m, err);
     free(m->o), free(m->lse), free(m->norm_o), free(m->base_mass), free(m->contested), free(m->ref), free(m->triangle),
         free(m->projected);
+    free(m->contested_mass);
+    kv_bounds_close(&bounds);
+    m->bounds = NULL;
     kv_layer_free(&m->l);
     return st;
 }

@@ -22,20 +22,23 @@ typedef struct {
     const kv_plan *plan;
     const kv_point *point;
     size_t n_point;
-    unsigned wanted; /* bit per kv_metric_id */
-    bool errors;     /* some metric of outputs is wanted */
-    bool contest;    /* contested recall is wanted */
+    kv_metric_set wanted;
+    bool errors;  /* some metric of outputs is wanted */
+    bool contest; /* contested recall is wanted */
     kv_layer l;
     float *triangle;   /* [n_triangle][Hq * d]: stands for W_O in norms (kv_triangle), or NULL */
     size_t n_triangle; /* its rows */
-    float
-        *projected; /* [KV_LAYER_ROWS][hidden] W_O o of the rows from projected_r0 on, where a norm follows; or NULL */
+    float *projected;  /* [KV_LAYER_ROWS][hidden] W_O o of the rows from projected_r0 on, where a norm follows;
+                          or NULL */
     size_t projected_r0;
-    double *ref;        /* [n_row] ||x|| or the norm of the layer's own output; NULL without layer errors */
-    float *o, *lse;     /* [Hq][n_row][d], [Hq][n_row]: the full cache's outputs and log-sum-exps */
-    double *norm_o;     /* [Hq][n_row] ||o|| */
-    double *base_mass;  /* [Hq][n_row]: mass of the tokens after the cut */
-    uint8_t *contested; /* [n_token] 1 = outside F */
+    double *ref;              /* [n_row] ||x|| or the norm of the layer's own output; NULL without layer errors */
+    float *o, *lse;           /* [Hq][n_row][d], [Hq][n_row]: the full cache's outputs and log-sum-exps */
+    double *norm_o;           /* [Hq][n_row] ||o|| */
+    double *base_mass;        /* [Hq][n_row]: mass of the tokens after the cut */
+    uint8_t *contested;       /* [n_token] 1 = outside F */
+    double *contested_mass;   /* [Hq][n_row] mass outside F; NULL when not wanted */
+    kv_step_sums *step;       /* [n_point][n_row] of this layer; NULL when series are not wanted */
+    struct kv_bounds *bounds; /* NULL when not wanted */
     kv_replay *out;
 } kv_measure;
 
@@ -85,6 +88,9 @@ void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const k
  * r0 a multiple of KV_LAYER_ROWS, n as many as there are up to that. */
 kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
                            kv_error *err);
+
+/* Series of one more layer into those of the layers before it; n = points times rows. */
+void kv_steps_merge(kv_step_sums *all, const kv_step_sums *layer, size_t n);
 
 kv_head_sums *kv_measure_sums(const kv_measure *m, size_t point, uint32_t head);
 

@@ -117,6 +117,7 @@ static kv_status full_rows(kv_measure *m, blocks *b, uint32_t kv, size_t r0, siz
     for (size_t i = 0; i < R; i++) {
         size_t at = (h0 + i / n) * T + r0 + i % n;
         b->contested_all[h0 + i / n] += b->full_cmass[i];
+        if (m->contest) m->contested_mass[at] = b->full_cmass[i];
         float inv = (float)(1 / b->full_mass[i]);
         for (size_t j = 0; j < d && out; j++) m->o[at * d + j] = (b->out[i * d + j] + b->part[i * d + j]) * inv;
         if (out) m->norm_o[at] = kv_norm(d, m->o + at * d);

@@ -1,5 +1,5 @@
 /* measure_schedule.c - kept sets that change from row to row, or attend to other keys: every row by itself. */
-#include "sim/measure.h"
+#include "sim/bounds.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -123,12 +123,14 @@ static void ledger(kv_measure *m, size_t point, const kv_schedule *sch)
     for (uint32_t u = 0; u < sch->n_unit; u++)
         m->point[point].counts[m->l.order * sch->n_unit + u] = kv_schedule_slots(sch, sc, u);
     kv_row_slots *rs = &m->out->rows[point * sc->n_evict + m->l.order];
+    uint64_t *read = m->out->read + (point * sc->n_evict + m->l.order) * m->l.n_q_head;
     for (uint32_t r = 0; r < sc->n_row; r++) {
         uint64_t now = 0;
         for (uint32_t u = 0; u < sch->n_unit; u++) {
-            now += sch->slots ? sch->slots[u] : 0;
+            uint64_t seen = sch->slots ? sch->slots[u] : 0;
             for (uint32_t i = sch->slots ? sc->n_cut : 0; i <= sc->row_first + r; i++)
-                now += kv_schedule_visible(sch, sc, u, i, r);
+                seen += kv_schedule_visible(sch, sc, u, i, r);
+            read[u] += seen, now += seen;
         }
         rs->sum += now;
         if (now > rs->peak) rs->peak = now;
@@ -144,6 +146,10 @@ kv_status kv_measure_schedules(kv_measure *m, kv_error *err)
         st = kv_schedule_make(m->plan, m->point[i].spec, &m->point[i].c, m->point[i].counts, &m->l, &sch, err);
         if (!st) st = measure_schedule(m, i, &sch, err);
         if (!st) ledger(m, i, &sch);
+        if (!st && m->out->coverage)
+            st = kv_coverage_add(m->out->coverage, i, m->point[i].spec, m->point[i].counts, m->l.order, &sch, err);
+        if (!st && m->bounds && kv_bounds_apply(&m->plan->spec[m->point[i].spec]))
+            st = kv_bounds_add(m, m->bounds, &i, 1, &sch, err);
         kv_schedule_free(&sch);
         if (!st && kv_interrupted()) st = kv_fail(err, KV_EINTERRUPTED, "interrupted");
     }

@@ -74,8 +74,8 @@ kv_status kv_cake_adjust(const double *x, uint32_t n, int64_t total, int64_t cap
  * cut layer never regains entries. lost (NULL allowed) = slots per KV head that no layer could use. */
 kv_status kv_cake_budgets(const double *preference, uint32_t n, int64_t total, int64_t cap, bool cascading, int64_t *b,
                           int64_t *lost, kv_error *err);
-/* CAKE's preference P = H^(1/tau1) V^(1/tau2) of n layers at budget C (policies.md 4.1); 0 where H or V is not positive.
- * The ranking must have entropy and variance (want_preference). */
+/* CAKE's preference P = H^(1/tau1) V^(1/tau2) of n layers at budget C (policies.md 4.1); 0 where H or V is not
+ * positive. The ranking must have entropy and variance (want_preference). */
 void kv_cake_preference(const kv_spec *s, const kv_ranking *r, uint32_t n, uint32_t C, double *preference);
 /* Arithmetic progression of policies.md 3.3 for n layers, window-free mean B, `room` = L - window. */
 void kv_pyramid(int64_t B, int64_t beta, int64_t room, uint32_t n, int64_t *b);

@@ -1,6 +1,7 @@
 /* replay.c - the metric pass: layers as independent tasks. */
 #include "sim/replay.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -15,7 +16,23 @@ typedef struct {
     void (*tick)(void *ctx, size_t done);
     void *ctx;
     atomic_size_t done;
+    pthread_mutex_t lock; /* of turn */
+    pthread_cond_t moved;
+    size_t turn; /* layers whose series are in the sums */
 } job;
+
+/* The series of layer i, after those of the layers before it: sums of doubles keep one order whatever the threads, and
+ * no more series are in memory than threads. Tasks start in order, so the layer waited for is under way. */
+static void merge_steps(job *j, kv_measure *m, size_t i)
+{
+    pthread_mutex_lock(&j->lock);
+    while (j->turn != i) pthread_cond_wait(&j->moved, &j->lock);
+    if (m->step && !j->st[i]) kv_steps_merge(m->out->step, m->step, m->n_point * m->plan->scene->n_row);
+    j->turn++;
+    pthread_cond_broadcast(&j->moved);
+    pthread_mutex_unlock(&j->lock);
+    free(m->step);
+}
 
 static void run_task(void *ctx, size_t i)
 {
@@ -23,11 +40,12 @@ static void run_task(void *ctx, size_t i)
     kv_measure m = j->proto;
     j->st[i] = kv_interrupted() ? kv_fail(&j->err[i], KV_EINTERRUPTED, "interrupted")
                                 : kv_measure_layer(&m, (uint32_t)i, &j->err[i]);
+    if (m.out->step) merge_steps(j, &m, i);
     size_t done = atomic_fetch_add(&j->done, 1) + 1;
     if (j->tick) j->tick(j->ctx, done);
 }
 
-kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, unsigned wanted, uint32_t threads,
+kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, kv_metric_set wanted, uint32_t threads,
                         void (*tick)(void *ctx, size_t done), void *ctx, kv_replay *out, kv_error *err)
 {
     const kv_scene *sc = p->scene;
@@ -40,7 +58,7 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
         return kv_fail(err, KV_EMISSING,
                        "trace '%s' has no decoded rows to measure; capture with --decode N, or use --decode-rows N",
                        kv_trace_path(sc->trace));
-    bool wo = wanted >> KV_M_LAYER_ERROR & 1;
+    bool wo = true;
     for (uint32_t l = 0; l < sc->n_evict; l++) {
         uint32_t number = sc->info->layer[sc->evict[l]];
         if (!kv_trace_has_wo(sc->trace, number)) wo = false;
@@ -51,15 +69,28 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
     if (!kv_mul(n_point, (size_t)sc->n_evict * sc->info->n_q_head, &n))
         return kv_fail(err, KV_ENOMEM, "too many points");
     kv_status st = kv_array(&out->head, n, sizeof *out->head, err);
+    if (!st) st = kv_array(&out->read, n, sizeof *out->read, err);
     if (!st) st = kv_array(&out->rows, n_point * sc->n_evict, sizeof *out->rows, err);
-    if (!st && wo) st = kv_array(&out->layer_error, n_point * sc->n_evict, sizeof *out->layer_error, err);
+    if (!st && wo && (wanted >> KV_M_LAYER_ERROR & 1))
+        st = kv_array(&out->layer_error, n_point * sc->n_evict, sizeof *out->layer_error, err);
+    if (!st && wo && (wanted & KV_M_BOUNDS)) st = kv_array(&out->bound, n_point * sc->n_evict, sizeof *out->bound, err);
+    if (!st && (wanted & KV_M_STEPS)) {
+        if (!kv_mul(n_point, sc->n_row, &n)) st = kv_fail(err, KV_ENOMEM, "too many points");
+        if (!st) st = kv_array(&out->step, n, sizeof *out->step, err);
+    }
+    if (!st && (wanted & (KV_M_EVIDENCE | KV_M_BIT(KV_M_BREADTH)))) {
+        st = kv_array(&out->coverage, 1, sizeof *out->coverage, err);
+        if (!st) st = kv_coverage_open(p, n_point, out->coverage, err);
+    }
     if (!st) st = kv_array(&j.st, sc->n_evict, sizeof *j.st, err);
     if (!st) st = kv_array(&j.err, sc->n_evict, sizeof *j.err, err);
+    pthread_mutex_init(&j.lock, NULL), pthread_cond_init(&j.moved, NULL);
     if (!st) {
         kv_parallel(sc->n_evict, threads, run_task, &j);
         for (uint32_t l = 0; l < sc->n_evict && !st; l++)
             if ((st = j.st[l]) && err) *err = j.err[l];
     }
+    pthread_mutex_destroy(&j.lock), pthread_cond_destroy(&j.moved);
     free(j.st), free(j.err);
     if (st) kv_replay_free(out);
     return st;
@@ -67,6 +98,7 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
 
 void kv_replay_free(kv_replay *r)
 {
-    free(r->head), free(r->layer_error), free(r->rows);
+    if (r->coverage) kv_coverage_close(r->coverage);
+    free(r->head), free(r->layer_error), free(r->rows), free(r->read), free(r->coverage), free(r->bound), free(r->step);
     *r = (kv_replay){0};
 }

@@ -6,13 +6,14 @@
 #ifndef KV_REPLAY_H
 #define KV_REPLAY_H
 
+#include "sim/coverage.h"
 #include "sim/metric.h"
-#include "sim/plan.h"
 
 typedef struct {
     size_t spec;   /* index into the plan's specs */
     size_t budget; /* the caller's label */
     kv_budget_resolved c;
+    uint32_t nominal; /* tokens of the budget as it was given: c.tokens unless --match-bytes changed it */
     uint32_t *counts; /* [n_evict][n_unit]; for policies with schedules the replay fills in what the cut left */
 } kv_point;
 
@@ -24,15 +25,21 @@ typedef struct {
 typedef struct {
     size_t n_point;
     kv_row_slots *rows;  /* [n_point][n_evict]; zero where the kept set is a prefix of a ranking (it does not change) */
+    uint64_t *read;      /* [n_point][n_evict][n_q_head] entries each unit's rows saw, likewise; units first */
     kv_head_sums *head;  /* [n_point][n_evict][n_q_head] */
     double *layer_error; /* [n_point][n_evict] sums over rows; NULL when there is no W_O or it was not wanted */
-    bool own_output;     /* layer_error is relative to the layer's own output: the trace has no ||x|| */
+    kv_coverage *coverage; /* evidence and breadth; NULL when not wanted */
+    kv_bound_sums *bound;  /* [n_point][n_evict]; NULL when there is no W_O or none of them was wanted */
+    kv_step_sums *step;    /* [n_point][n_row] over all layers; NULL unless KV_M_STEPS was wanted */
+    bool own_output;       /* layer_error is relative to the layer's own output: the trace has no ||x|| */
 } kv_replay;
 
-/* wanted = bit per kv_metric_id. The counts of scheduled points are written. tick(ctx, layers done) is called after
+#define KV_M_STEPS KV_M_BIT(63) /* beside the metrics: their values at every row */
+
+/* wanted = metrics, and KV_M_STEPS. The counts of scheduled points are written. tick(ctx, layers done) is called after
  * each layer, from any thread (NULL = no). KV_EMISSING when the trace has no measured rows; KV_EINTERRUPTED after a
  * signal. */
-kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, unsigned wanted, uint32_t threads,
+kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point, kv_metric_set wanted, uint32_t threads,
                         void (*tick)(void *ctx, size_t done), void *ctx, kv_replay *out, kv_error *err);
 void kv_replay_free(kv_replay *r);
 

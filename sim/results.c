@@ -10,12 +10,12 @@
 static const char SCHEMA[] =
 #include "sim/schema.sql.h"
     ;
-enum { APPLICATION_ID = 0x4b565452, USER_VERSION = 2, BUSY_MS = 60000 };
+enum { APPLICATION_ID = 0x4b565452, USER_VERSION = 3, BUSY_MS = 60000 };
 
 struct kv_results {
     sqlite3 *db;
     char *path;
-    sqlite3_stmt *has, *drop, *run, *metric, *slots;
+    sqlite3_stmt *has, *drop_metric, *drop_slots, *run, *metric, *slots;
 };
 
 static kv_status fail(kv_results *r, const char *what, kv_error *err)
@@ -91,18 +91,22 @@ kv_status kv_results_open(const char *path, kv_results **out, kv_error *err)
     }
     if (!st) st = exec(r, "COMMIT", "create", err);
     if (!st) st = prepare(r, "SELECT detail, wanted FROM run WHERE run_id = ?1", &r->has, err);
-    if (!st) st = prepare(r, "DELETE FROM run WHERE run_id = ?1", &r->drop, err);
+    if (!st) st = prepare(r, "DELETE FROM metric WHERE run = ?1 AND metric_id = ?2", &r->drop_metric, err);
+    if (!st) st = prepare(r, "DELETE FROM slots WHERE run = ?1", &r->drop_slots, err);
     if (!st)
-        st = prepare(r,
-                     "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, "
-                     "budget_tokens, "
-                     "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, mean_bytes, "
-                     "peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, build, wall_s) VALUES "
-                     "(?1,?2,?3,?4,?26,?27,?28,?29,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
-                     "?21,?22,?23,?24,?25)",
-                     &r->run, err);
-    if (!st) st = prepare(r, "INSERT INTO metric VALUES (?1,?2,?3,?4,-1,?5,?6)", &r->metric, err);
-    if (!st) st = prepare(r, "INSERT INTO slots VALUES (?1,?2,?3,?4,?5)", &r->slots, err);
+        st = prepare(
+            r,
+            "INSERT INTO run (run_id, trace_id, policy, spec, verified, budget, budget_tokens, budget_frac, "
+            "granularity, page, cut, protect, rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, "
+            "full_bytes, prefill_bytes, read_bytes, matched_tokens, overspent, seed, detail, wanted, build, wall_s, "
+            "base, corner, target, oracle) VALUES "
+            "(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,"
+            "?21,?22,?23,?24,?25,?26,?27,?28,?29,?30,?31,?32) ON CONFLICT (run_id) DO UPDATE SET "
+            "detail = iif(wanted & ~excluded.wanted, min(detail, excluded.detail), excluded.detail), "
+            "wanted = wanted | excluded.wanted, build = excluded.build, wall_s = excluded.wall_s RETURNING id",
+            &r->run, err);
+    if (!st) st = prepare(r, "INSERT INTO metric VALUES (?1,?2,?3,?4,?5,?6,?7)", &r->metric, err);
+    if (!st) st = prepare(r, "INSERT INTO slots VALUES (?1,?2,?3,?4,?5,?6)", &r->slots, err);
 out:
     if (st)
         kv_results_close(r);
@@ -114,7 +118,8 @@ out:
 void kv_results_close(kv_results *r)
 {
     if (!r) return;
-    sqlite3_finalize(r->has), sqlite3_finalize(r->drop), sqlite3_finalize(r->run);
+    sqlite3_finalize(r->has), sqlite3_finalize(r->drop_metric), sqlite3_finalize(r->drop_slots),
+        sqlite3_finalize(r->run);
     sqlite3_finalize(r->metric), sqlite3_finalize(r->slots);
     sqlite3_close(r->db);
     free(r->path);
@@ -138,12 +143,12 @@ void kv_results_rollback(kv_results *r)
     sqlite3_exec(r->db, "ROLLBACK", NULL, NULL, NULL);
 }
 
-kv_status kv_results_has(kv_results *r, const char *run_id, int detail, unsigned wanted, bool *has, kv_error *err)
+kv_status kv_results_has(kv_results *r, const char *run_id, int detail, kv_metric_set wanted, bool *has, kv_error *err)
 {
     sqlite3_bind_text(r->has, 1, run_id, -1, SQLITE_STATIC);
     int code = sqlite3_step(r->has);
     *has = code == SQLITE_ROW && sqlite3_column_int(r->has, 0) >= detail &&
-           ((unsigned)sqlite3_column_int64(r->has, 1) & wanted) == wanted;
+           ((kv_metric_set)sqlite3_column_int64(r->has, 1) & wanted) == wanted;
     sqlite3_reset(r->has);
     return code == SQLITE_ROW || code == SQLITE_DONE ? KV_OK : fail(r, "read", err);
 }
@@ -227,6 +232,19 @@ static kv_status metric_names(kv_results *r, const kv_run *run, int64_t *id, kv_
     return st;
 }
 
+/* What run `id` holds of the metrics measured now, and its slots. */
+static kv_status forget(kv_results *r, int64_t id, const kv_run *run, const int64_t *metric_id, kv_error *err)
+{
+    sqlite3_bind_int64(r->drop_slots, 1, id);
+    kv_status st = step(r, r->drop_slots, err);
+    for (int m = 0; m < KV_M_COUNT && !st; m++) {
+        if (!(run->wanted >> m & 1)) continue;
+        sqlite3_bind_int64(r->drop_metric, 1, id), sqlite3_bind_int64(r->drop_metric, 2, metric_id[m]);
+        st = step(r, r->drop_metric, err);
+    }
+    return st;
+}
+
 kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_error *err)
 {
     char protect[64] = "none";
@@ -234,36 +252,46 @@ kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_
     int64_t metric_id[KV_M_COUNT] = {0};
     kv_status st = metric_names(r, run, metric_id, err);
     if (run->protect) snprintf(protect, sizeof protect, "%s", run->protect);
-    if (!st) {
-        text(r->drop, 1, run->run_id);
-        st = step(r, r->drop, err);
-    }
+    bool old = false;
+    if (!st) st = kv_results_has(r, run->run_id, 0, 0, &old, err);
     if (st) return st;
     text(s, 1, run->run_id), sqlite3_bind_int64(s, 2, trace_id), text(s, 3, run->spec->row->name);
     text(s, 4, run->spec->canonical), text(s, 5, run->spec->row->verified), text(s, 6, run->budget->text);
-    sqlite3_bind_int64(s, 7, run->c.tokens), sqlite3_bind_double(s, 8, run->c.frac), text(s, 9, run->granularity);
+    const kv_ledger *g = run->ledger;
+    sqlite3_bind_int64(s, 7, run->nominal), sqlite3_bind_double(s, 8, run->nominal_frac), text(s, 9, run->granularity);
     sqlite3_bind_int64(s, 10, run->page), text(s, 11, run->cut), text(s, 12, protect),
         sqlite3_bind_int64(s, 13, run->rows);
-    sqlite3_bind_int64(s, 14, (int64_t)run->kept_slots), sqlite3_bind_int64(s, 15, (int64_t)run->kept_bytes);
-    sqlite3_bind_double(s, 16, run->mean_bytes), sqlite3_bind_int64(s, 17, (int64_t)run->peak_bytes);
-    sqlite3_bind_int64(s, 18, (int64_t)run->nominal_bytes), sqlite3_bind_double(s, 19, run->full_bytes);
-    sqlite3_bind_int64(s, 20, run->kept_slots > run->nominal_slots && !run->spec->keep_all),
-        sqlite3_bind_int64(s, 21, (int64_t)run->seed);
-    sqlite3_bind_int64(s, 22, run->detail), sqlite3_bind_int64(s, 23, run->wanted), text(s, 24, kv_build_id());
-    sqlite3_bind_double(s, 25, run->wall_s);
-    text(s, 26, run->base), text(s, 27, run->corner), text(s, 28, run->target), text(s, 29, run->oracle);
-    st = step(r, s, err);
-    int64_t id = sqlite3_last_insert_rowid(r->db);
+    sqlite3_bind_int64(s, 14, (int64_t)g->kept_slots), sqlite3_bind_int64(s, 15, (int64_t)g->kept_bytes);
+    sqlite3_bind_double(s, 16, g->mean_bytes), sqlite3_bind_int64(s, 17, (int64_t)g->peak_bytes);
+    sqlite3_bind_int64(s, 18, (int64_t)g->nominal_bytes), sqlite3_bind_double(s, 19, g->full_bytes);
+    sqlite3_bind_int64(s, 20, (int64_t)g->prefill_bytes), sqlite3_bind_double(s, 21, g->read_bytes);
+    if (run->matched)
+        sqlite3_bind_int64(s, 22, run->c.tokens);
+    else
+        sqlite3_bind_null(s, 22);
+    sqlite3_bind_int64(s, 23, g->kept_slots > g->nominal_slots && !run->spec->keep_all),
+        sqlite3_bind_int64(s, 24, (int64_t)run->seed);
+    sqlite3_bind_int64(s, 25, run->detail), sqlite3_bind_int64(s, 26, (int64_t)run->wanted), text(s, 27, kv_build_id());
+    sqlite3_bind_double(s, 28, run->wall_s);
+    text(s, 29, run->base), text(s, 30, run->corner), text(s, 31, run->target), text(s, 32, run->oracle);
+    int64_t id = 0;
+    if (sqlite3_step(s) == SQLITE_ROW)
+        id = sqlite3_column_int64(s, 0);
+    else
+        st = fail(r, "write to", err);
+    sqlite3_reset(s);
+    if (!st && old) st = forget(r, id, run, metric_id, err);
     for (size_t i = 0; i < run->n_value && !st; i++) {
         const kv_value *v = &run->value[i];
         sqlite3_bind_int64(r->metric, 1, id);
         sqlite3_bind_int64(r->metric, 2, metric_id[v->metric]);
         sqlite3_bind_int(r->metric, 3, v->layer), sqlite3_bind_int(r->metric, 4, v->head);
+        sqlite3_bind_int(r->metric, 5, v->step);
         if (isfinite(v->value))
-            sqlite3_bind_double(r->metric, 5, v->value);
+            sqlite3_bind_double(r->metric, 6, v->value);
         else
-            sqlite3_bind_null(r->metric, 5);
-        sqlite3_bind_int64(r->metric, 6, v->n);
+            sqlite3_bind_null(r->metric, 6);
+        sqlite3_bind_int64(r->metric, 7, v->n);
         st = step(r, r->metric, err);
     }
     for (uint32_t l = 0; l < run->n_layer && !st; l++)
@@ -271,7 +299,8 @@ kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_
             uint32_t k = run->counts[(size_t)l * run->n_unit + u];
             sqlite3_bind_int64(r->slots, 1, id), sqlite3_bind_int64(r->slots, 2, run->number[l]);
             sqlite3_bind_int64(r->slots, 3, u), sqlite3_bind_int64(r->slots, 4, k);
-            sqlite3_bind_int64(r->slots, 5, (int64_t)(k * run->entry_bytes));
+            sqlite3_bind_int64(r->slots, 5, (int64_t)(k * run->ledger->entry_bytes));
+            sqlite3_bind_double(r->slots, 6, run->ledger->unit_read[(size_t)l * run->n_unit + u]);
             st = step(r, r->slots, err);
         }
     return st;

@@ -3,9 +3,7 @@
 #ifndef KV_RESULTS_H
 #define KV_RESULTS_H
 
-#include "sim/layer.h"
-#include "sim/metric.h"
-#include "sim/policy.h"
+#include "sim/ledger.h"
 
 typedef struct kv_results kv_results;
 
@@ -18,7 +16,7 @@ kv_status kv_results_commit(kv_results *r, kv_error *err);
 void kv_results_rollback(kv_results *r);
 
 /* True when run_id is there with at least this detail and all these metrics. */
-kv_status kv_results_has(kv_results *r, const char *run_id, int detail, unsigned wanted, bool *has, kv_error *err);
+kv_status kv_results_has(kv_results *r, const char *run_id, int detail, kv_metric_set wanted, bool *has, kv_error *err);
 
 typedef struct {
     char run_id[33];
@@ -29,15 +27,16 @@ typedef struct {
     const char *base, *corner, *target; /* kv_corner; base = the spec's own canonical string, "", "" otherwise */
     const char *oracle;                 /* spec of the oracle of its class, or "" */
     uint32_t page, rows;
-    uint64_t seed, kept_slots, nominal_slots;
-    uint64_t kept_bytes, nominal_bytes, peak_bytes;
-    double mean_bytes, full_bytes, wall_s;
+    uint64_t seed;
+    const kv_ledger *ledger;
+    bool matched; /* c and counts are those of --match-bytes, nominal the tokens asked for */
+    uint32_t nominal;
+    double nominal_frac, wall_s;
     int detail;
-    unsigned wanted;
-    /* slots: counts [n_layer][n_unit] of layers number[]; bytes_per_slot of one entry */
+    kv_metric_set wanted;
+    /* slots: counts [n_layer][n_unit] of layers number[] */
     const uint32_t *counts, *number;
     uint32_t n_layer, n_unit;
-    size_t entry_bytes;
     const kv_value *value;
     size_t n_value;
     bool own_output; /* layer_error's unit is the layer's own output */
@@ -45,7 +44,8 @@ typedef struct {
 
 /* Row of the trace, made when it is new. */
 kv_status kv_results_trace(kv_results *r, const kv_trace *t, const kv_scene *s, int64_t *trace_id, kv_error *err);
-/* Insert a run with its metrics and slots; one with the same run_id is replaced. */
+/* Insert a run with its metrics and slots. One with the same run_id keeps the metrics that this one has not measured;
+ * its detail is then that of the coarser of the two. */
 kv_status kv_results_put(kv_results *r, int64_t trace_id, const kv_run *run, kv_error *err);
 
 #endif

@@ -2,7 +2,7 @@
 -- the contract, the tables may change under them. Wall times and the build stand in columns of their own, so that everything else of
 -- two databases can be compared byte for byte.
 PRAGMA application_id = 0x4b565452; -- "KVTR"
-PRAGMA user_version   = 2;
+PRAGMA user_version   = 3;
 
 CREATE TABLE trace (
     trace_id      INTEGER PRIMARY KEY,
@@ -45,9 +45,12 @@ CREATE TABLE run (
     peak_bytes    INTEGER NOT NULL,       -- sum over layers of the most that a row saw
     nominal_bytes INTEGER NOT NULL,       -- C x layers x KV heads x bytes of a slot
     full_bytes    REAL NOT NULL,          -- mean over the measured rows of a full cache of KV heads, same layers
+    prefill_bytes INTEGER NOT NULL,       -- held at most while the prompt goes through, every layer cut as soon as its count is known
+    read_bytes    REAL NOT NULL,          -- K and V that one decode step reads: mean over the measured rows, in whole pages
+    matched_tokens INTEGER,               -- --match-bytes: the budget the policy was run at, NULL = the one asked for
     overspent     INTEGER NOT NULL,       -- 1 = more slots than nominal
     seed          INTEGER NOT NULL,
-    detail        INTEGER NOT NULL,       -- 0 = run, 1 = layer, 2 = head: how finely the metrics are stored
+    detail        INTEGER NOT NULL,       -- 0 = run, 1 = layer, 2 = head, 3 = step: how finely the metrics are stored
     wanted        INTEGER NOT NULL,       -- bit set of the metrics asked for
     build         TEXT NOT NULL,          -- version, commit, compiler, CUDA or not
     wall_s        REAL NOT NULL           -- this run's share of the replay
@@ -80,13 +83,15 @@ CREATE TABLE slots (
     head  INTEGER NOT NULL,               -- unit of the granularity: query head, KV head, or 0
     slots INTEGER NOT NULL,               -- tokens kept by this unit right after the cut
     bytes INTEGER NOT NULL,
+    read_bytes REAL NOT NULL,             -- that one decode step reads of them and of later tokens: mean over the measured rows, in whole pages
     PRIMARY KEY (run, layer, head)
 ) STRICT, WITHOUT ROWID;
 
 CREATE VIEW v_run AS
 SELECT r.run_id, t.name AS trace, t.sha256 AS trace_sha256, t.model, t.arch, t.prompt, t.category, t.prompt_tokens,
        t.decode_tokens, r.policy, r.spec, r.oracle, r.verified, r.budget, r.budget_tokens, r.budget_frac, r.granularity, r.page, r.cut,
-       r.protect, r.rows, r.kept_slots, r.kept_bytes, r.mean_bytes, r.peak_bytes, r.nominal_bytes, r.full_bytes, r.overspent,
+       r.protect, r.rows, r.kept_slots, r.kept_bytes, r.mean_bytes, r.peak_bytes, r.nominal_bytes, r.full_bytes,
+       r.prefill_bytes, r.read_bytes, r.matched_tokens, r.overspent,
        r.seed, r.build, r.wall_s
 FROM run r JOIN trace t USING (trace_id) WHERE r.corner = '';
 
@@ -99,7 +104,7 @@ FROM run r CROSS JOIN metric_name n CROSS JOIN metric m ON m.run = r.id AND m.me
 WHERE r.corner = '';
 
 CREATE VIEW v_slots AS
-SELECT r.run_id, s.layer, s.head, s.slots, s.bytes FROM slots s JOIN run r ON r.id = s.run WHERE r.corner = '';
+SELECT r.run_id, s.layer, s.head, s.slots, s.bytes, s.read_bytes FROM slots s JOIN run r ON r.id = s.run WHERE r.corner = '';
 
 -- Policies with parts taken over by an oracle (kv-sim run --gap) stand apart, so that nobody takes them for policies. run_id is the
 -- policy's own run, v_run.run_id; corner "" is that run itself.

@@ -11,11 +11,20 @@ typedef struct {
     size_t hits;
 } marker;
 
+void kv_span_tokens(const uint32_t *offset, uint32_t n, int64_t start, int64_t end, uint32_t *first, uint32_t *past)
+{
+    uint32_t a = 0, b = n; /* offsets ascend, so the tokens are a run */
+    while (a < n && offset[a + 1] <= start) a++;
+    while (b > a && offset[b - 1] >= end) b--;
+    *first = a, *past = b;
+}
+
 static void mark(marker *m, json_int_t start, json_int_t end)
 {
+    uint32_t first, past;
     m->hits++;
-    for (uint32_t i = 0; i < m->n; i++)
-        if ((json_int_t)m->offset[i] < end && (json_int_t)m->offset[i + 1] > start) m->in[i] = true;
+    kv_span_tokens(m->offset, m->n, start, end, &first, &past);
+    for (uint32_t i = first; i < past; i++) m->in[i] = true;
 }
 
 kv_status kv_segment_tokens(const kv_trace *t, const char *name, uint32_t n, bool *in, kv_error *err)

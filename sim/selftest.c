@@ -76,7 +76,7 @@ static kv_status one_trace(const char *path, tally *t, kv_error *err)
                           sizeof(uint32_t), err);
             if (!st) st = kv_plan_counts(&plan, i, &point[n].c, point[n].counts, err);
         }
-    if (!st) st = kv_replay_run(&plan, point, n, (1u << KV_M_COUNT) - 1, kv_cpu_count(), NULL, NULL, &rp, err);
+    if (!st) st = kv_replay_run(&plan, point, n, KV_M_ALL, kv_cpu_count(), NULL, NULL, &rp, err);
     for (size_t i = 0; i < n && !st; i++) {
         const kv_head_sums *h = rp.head + i * sc.n_evict * sc.info->n_q_head;
         const char *who = spec[point[i].spec].row->name;

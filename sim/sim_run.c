@@ -4,11 +4,12 @@
 #include <time.h>
 
 #include "kernels/parallel.h"
+#include "sim/bounds.h"
 #include "sim/closed.h"
 #include "sim/commands.h"
+#include "sim/gap_closed.h"
 #include "sim/generate.h"
 #include "sim/oracle.h"
-#include "sim/replay.h"
 #include "sim/results.h"
 #include "sim/schedule.h"
 
@@ -28,8 +29,11 @@ static const char HELP[] =
     "      --page N          whole pages of N tokens are kept or dropped\n"
     "      --cut C           prompt (default) or context: cut before the question is seen\n"
     "      --decode-rows N   of a prompt-only trace: the last N rows are the measured ones\n"
-    "      --metrics LIST    only these, e.g. recall,layer_error (see `kv-sim metrics`)\n"
-    "      --detail D        run, layer (default) or head: how finely metrics are stored\n"
+    "      --metrics LIST    e.g. recall,layer_error or default,gap_closed or all (see `kv-sim metrics`)\n"
+    "      --detail D        run, layer (default), head, or step: how finely metrics are stored; step = by head, and "
+    "every\n"
+    "                        measured row over all layers and heads\n"
+    "      --match-bytes     rescale every policy's budget until it holds the bytes that the budget means\n"
     "      --shard I/N       the I-th of N parts of the work, for arrays of jobs; merge the databases afterwards\n"
     "      --seed S          of random policies (0)\n"
     "      --gap             also what `kv-analyze gap` needs: each policy with its order, heads and layers in the "
@@ -48,15 +52,16 @@ typedef struct {
     kv_model *model; /* NULL without --model */
     bool generate;
     uint32_t jobs, shard_i, shard_n;
-    unsigned wanted;
+    kv_metric_set wanted;
     int detail;
     bool gap;
+    bool match;
     size_t n_new, n_old;
 } options;
 
 static kv_status resolve(options *o, kv_error *err)
 {
-    static const char *const DETAIL[] = {"run", "layer", "head"};
+    static const char *const DETAIL[] = {"run", "layer", "head", "step"};
     kv_status st = kv_request_resolve(&o->rq, err);
     if (!st && o->gap) st = kv_request_add_gap(&o->rq, err);
     if (st) return st;
@@ -65,34 +70,18 @@ static kv_status resolve(options *o, kv_error *err)
     if (o->backend && strcmp(o->backend, "auto") && strcmp(o->backend, "cpu"))
         return kv_fail(err, KV_EMISUSE, "--backend '%s': replay runs on the CPU so far; want auto or cpu", o->backend);
     o->detail = -1;
-    for (int d = 0; d < 3; d++)
+    for (int d = 0; d < 4; d++)
         if (!strcmp(o->detail_name ? o->detail_name : "layer", DETAIL[d])) o->detail = d;
-    if (o->detail < 0) return kv_fail(err, KV_EMISUSE, "--detail '%s': want run, layer or head", o->detail_name);
-    o->wanted = o->metrics ? 0 : (1u << KV_M_COUNT) - 1;
-    if (!o->model_path) o->wanted &= ~KV_M_CLOSED;
-    if (!o->generate) o->wanted &= ~KV_M_GENERATED;
+    if (o->detail < 0) return kv_fail(err, KV_EMISUSE, "--detail '%s': want run, layer, head or step", o->detail_name);
     if (o->generate && !o->model_path)
         return kv_fail(err, KV_EMISUSE, "--generate needs --model MODEL, the file the traces were captured with");
-    const char *names[KV_M_COUNT];
-    for (int m = 0; m < KV_M_COUNT; m++) names[m] = kv_metric_defs[m].name;
-    for (const char *p = o->metrics; p && *p;) {
-        size_t n = strcspn(p, ",");
-        int m = 0;
-        while (m < KV_M_COUNT && (strlen(names[m]) != n || memcmp(names[m], p, n))) m++;
-        if (m == KV_M_COUNT) {
-            char bad[64];
-            snprintf(bad, sizeof bad, "%.*s", (int)(n < 60 ? n : 60), p);
-            const char *near = kv_nearest(bad, names, KV_M_COUNT);
-            return kv_fail(err, KV_EMISUSE, "--metrics: unknown metric '%s'%s%s%s; `kv-sim metrics` lists them", bad,
-                           near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
-        }
-        o->wanted |= 1u << m;
-        p += n + (p[n] == ',');
+    kv_metric_set possible = KV_M_ALL & ~(!o->model_path ? KV_M_CLOSED : 0) & ~(!o->generate ? KV_M_GENERATED : 0);
+    if ((st = kv_metric_parse(o->metrics, possible, &o->wanted, err))) return st;
+    for (size_t b = 0; b < o->rq.n_budget && o->match; b++) { /* a label of its own: another series */
+        kv_budget *x = &o->rq.budget[b];
+        size_t n = strlen(x->text);
+        snprintf(x->text + n, sizeof x->text - n, " matched");
     }
-    if (!o->model_path && o->wanted & KV_M_CLOSED)
-        return kv_fail(err, KV_EMISUSE, "--metrics %s: delta_nll, kl and the like need --model MODEL", o->metrics);
-    if (!o->generate && o->wanted & KV_M_GENERATED)
-        return kv_fail(err, KV_EMISUSE, "--metrics %s: answer_found and first_divergence need --generate", o->metrics);
     o->shard_n = 1;
     if (o->shard) {
         const char *slash = strchr(o->shard, '/');
@@ -180,6 +169,26 @@ static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const 
     return st;
 }
 
+/* What the replay measured of one point. */
+static kv_point_sums point_sums(const kv_scene *sc, const kv_replay *rp, size_t i)
+{
+    size_t layers = i * sc->n_evict, heads = layers * sc->info->n_q_head;
+    kv_point_sums in = {.n_layer = sc->n_evict,
+                        .n_q_head = sc->info->n_q_head,
+                        .n_row = sc->n_row,
+                        .head = rp->head + heads,
+                        .layer_error = rp->layer_error ? rp->layer_error + layers : NULL,
+                        .bound = rp->bound ? rp->bound + layers : NULL,
+                        .step = rp->step ? rp->step + i * sc->n_row : NULL};
+    if (rp->coverage) {
+        in.cover = rp->coverage->layer + layers;
+        kv_coverage_model(rp->coverage, i, &in.lost, &in.breadth);
+        if (rp->coverage->evidence.n_token)
+            in.evidence_kept = rp->coverage->kept + heads, in.span_half = rp->coverage->half + heads;
+    }
+    return in;
+}
+
 /* Runs of one trace that are missing: plan, replay, write. */
 static kv_status run_trace(options *o, kv_results *db, const char *path, kv_error *err)
 {
@@ -200,6 +209,8 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     struct timespec t0, t1;
     bool open = false;
     int64_t trace_id = 0;
+    double *gap = NULL;
+    kv_ledger ledger = {0};
     clock_gettime(CLOCK_MONOTONIC, &t0);
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
@@ -216,6 +227,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
                 .budget = b,
                 .c = kv_budget_resolve(&o->rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
             bool has;
+            p.nominal = p.c.tokens;
             run_id(&sc, &o->rq.spec[i], o->rq.cut, &o->rq.budget[b], &p.c, id[n_point]);
             st = kv_results_has(db, id[n_point], o->detail, o->wanted, &has, err);
             if (has)
@@ -233,7 +245,13 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
                       sizeof(uint32_t), err);
         if (!st) st = kv_plan_counts(&plan, point[i].spec, &point[i].c, point[i].counts, err);
     }
-    if (!st) st = kv_replay_run(&plan, point, n_point, o->wanted, o->jobs, tick, bar, &rp, err);
+    if (!st && o->match) st = kv_ledger_match(&plan, point, n_point, o->jobs, err);
+    bool want_gap = o->wanted >> KV_M_GAP_CLOSED & 1;
+    kv_metric_set measure =
+        o->wanted | (want_gap ? KV_M_BIT(KV_M_RECALL_CONTESTED) : 0) | (o->detail >= KV_DETAIL_STEP ? KV_M_STEPS : 0);
+    if (!st) st = kv_replay_run(&plan, point, n_point, measure, o->jobs, tick, bar, &rp, err);
+    if (!st && want_gap) st = kv_array(&gap, n_point, sizeof *gap, err);
+    if (!st && want_gap) st = kv_gap_closed(&plan, point, n_point, &rp, o->jobs, gap, err);
     kv_progress_end(bar), bar = NULL;
     if (!st && o->wanted & KV_M_CLOSED & ~KV_M_GENERATED) {
         bar = kv_progress_start("closed loop", 1, "");
@@ -245,10 +263,12 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         st = kv_generate(&plan, point, n_point, o->model, o->jobs, closed_tick, bar, &answers, err);
     }
     if (!st)
-        st = kv_array(&value, kv_metric_room(sc.n_evict, sc.info->n_q_head) + KV_CLOSED_ROOM(sc.n_evict), sizeof *value,
-                      err);
+        st = kv_array(&value,
+                      kv_metric_room(sc.n_evict, sc.info->n_q_head, sc.n_row, o->detail) + KV_CLOSED_ROOM(sc.n_evict),
+                      sizeof *value, err);
     if (!st) st = kv_array(&number, sc.n_evict, sizeof *number, err);
     if (!st) st = kv_array(&tie, sc.n_evict, sizeof *tie, err);
+    if (!st) st = kv_array(&ledger.unit_read, (size_t)sc.n_evict * sc.info->n_q_head, sizeof(double), err);
     for (uint32_t l = 0; l < sc.n_evict && !st; l++) number[l] = sc.info->layer[sc.evict[l]];
     if (!st) st = kv_results_begin(db, err);
     open = !st;
@@ -257,13 +277,13 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     double wall = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
     for (size_t i = 0; i < n_point && !st; i++) {
         const kv_ranking *rk = &plan.ranking[plan.ranking_of[point[i].spec]];
-        uint32_t g = sc.info->n_q_head / sc.info->n_kv_head, Hkv = sc.info->n_kv_head;
-        /* tokens after the cut: one slot per KV head and layer, per query head where heads are stored repeated */
-        uint64_t per_token = (uint64_t)sc.n_evict * (rk->granularity == KV_GRAN_QUERY_HEAD ? Hkv * g : Hkv);
-        double later = sc.n_row ? (double)(sc.row_first - sc.n_cut) + (sc.n_row + 1) / 2.0 : 0;
+        kv_ledger_fill(&plan, point, &rp, i, o->rq.page ? o->rq.page : 1, &ledger);
         kv_run run = {.spec = &spec[point[i].spec],
                       .budget = &o->rq.budget[point[i].budget],
                       .c = point[i].c,
+                      .nominal = point[i].nominal,
+                      .nominal_frac = sc.n_cut ? (double)point[i].nominal / sc.n_cut : 0,
+                      .matched = o->match,
                       .cut = o->rq.cut,
                       .protect = o->rq.protect,
                       .page = o->rq.page ? o->rq.page : 1,
@@ -272,13 +292,13 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
                       .detail = o->detail,
                       .wanted = o->wanted,
                       .granularity = (const char *[]){"query_head", "kv_head", "layer"}[rk->granularity],
+                      .ledger = &ledger,
                       .counts = point[i].counts,
                       .number = number,
                       .n_layer = sc.n_evict,
                       .n_unit = rk->n_unit,
                       .value = value,
                       .own_output = rp.own_output,
-                      .entry_bytes = sc.slot_bytes * (rk->granularity == KV_GRAN_LAYER ? Hkv : 1),
                       .wall_s = wall / (double)n_point};
         memcpy(run.run_id, id[i], sizeof run.run_id);
         kv_corner corner = {0};
@@ -287,35 +307,20 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         if (!st) st = kv_oracle_of(run.spec, &oracle, &class, err);
         run.oracle = oracle ? oracle : "";
         run.base = corner.base, run.corner = corner.parts, run.target = corner.target;
-        run.kept_slots = kv_plan_slots(&plan, point[i].spec, point[i].counts);
-        run.nominal_slots = (uint64_t)point[i].c.tokens * sc.n_evict * Hkv;
-        run.kept_bytes = run.kept_slots * sc.slot_bytes;
-        run.nominal_bytes = run.nominal_slots * sc.slot_bytes;
-        run.mean_bytes = (double)run.kept_bytes + later * (double)per_token * (double)sc.slot_bytes;
-        run.peak_bytes = run.kept_bytes + (uint64_t)(sc.n_token - sc.n_cut) * per_token * sc.slot_bytes;
-        if (kv_schedule_used(&plan, point[i].spec)) { /* counted row by row, tokens after the cut included */
-            run.mean_bytes = 0, run.peak_bytes = 0;
-            for (uint32_t l = 0; l < sc.n_evict; l++) {
-                const kv_row_slots *rs = &rp.rows[i * sc.n_evict + l];
-                run.mean_bytes += (double)rs->sum / sc.n_row * (double)run.entry_bytes;
-                run.peak_bytes += rs->peak * run.entry_bytes;
-            }
-        }
-        run.full_bytes = (sc.n_cut + later) * (double)sc.n_evict * Hkv * (double)sc.slot_bytes;
         for (uint32_t l = 0; l < sc.n_evict; l++)
             kv_plan_ambiguous(&plan, point[i].spec, point[i].counts, l, &tie[l].tied, &tie[l].kept);
         /* total variation is 1 - recall, and the distance of the means a quotient of the two errors, unless keys were
          * rotated anew or are only in part there */
-        bool other = run.spec->reindex || run.spec->select == KV_SELECT_MIXDIM;
-        unsigned shown = o->wanted & ~KV_M_CLOSED & ~(1u << (other ? KV_M_VALUE_DISTANCE : KV_M_TOTAL_VARIATION));
-        run.n_value = kv_metric_values(rp.head + i * sc.n_evict * sc.info->n_q_head,
-                                       rp.layer_error ? rp.layer_error + i * sc.n_evict : NULL, tie, number, sc.n_evict,
-                                       sc.info->n_q_head, sc.n_row, shown, o->detail, value);
-        if (closed.n_point)
+        kv_metric_set shown = o->wanted & ~(kv_bounds_apply(run.spec) ? KV_M_BIT(KV_M_TOTAL_VARIATION)
+                                                                      : KV_M_BIT(KV_M_VALUE_DISTANCE) | KV_M_BOUNDS);
+        kv_point_sums in = point_sums(&sc, &rp, i);
+        in.number = number, in.tie = tie, in.gap = gap ? &gap[i] : NULL;
+        run.n_value = kv_metric_values(&in, shown, o->detail, value);
+        if (run.n_value != SIZE_MAX && closed.n_point)
             run.n_value += kv_closed_values(&closed, i, number, sc.n_evict, o->wanted, o->detail, value + run.n_value);
-        if (answers.n_point)
+        if (run.n_value != SIZE_MAX && answers.n_point)
             run.n_value += kv_generated_values(&answers, i, o->model, sc.info, o->wanted, value + run.n_value);
-        if (!st && !run.n_value && shown)
+        if (!st && run.n_value == SIZE_MAX)
             st = kv_fail(err, KV_ENOMEM, "out of memory");
         else if (!st)
             st = kv_results_put(db, trace_id, &run, err);
@@ -326,6 +331,11 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     if (!st) st = twins(&plan, point, n_point, path, err);
     if (!st && !rp.layer_error && (o->wanted >> KV_M_LAYER_ERROR & 1))
         fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", path);
+    if (!st && !rp.bound && (o->wanted & KV_M_BOUNDS))
+        fprintf(stderr, "kv-sim: '%s' carries no W_O: bounds are left out\n", path);
+    if (!st && (o->wanted & KV_M_EVIDENCE) && (kv_metric_default() & ~KV_M_CLOSED & ~o->wanted) && rp.coverage &&
+        !rp.coverage->evidence.n_token)
+        fprintf(stderr, "kv-sim: '%s' marks no evidence before the cut: evidence metrics are left out\n", path);
 out:
     kv_progress_end(bar);
     if (open) kv_results_rollback(db);
@@ -335,6 +345,7 @@ out:
     kv_generated_free(&answers);
     kv_plan_free(&plan);
     free(spec), free(point), free(value), free(id), free(number), free(tie);
+    free(gap), free(ledger.unit_read);
     kv_scene_close(&sc);
     kv_trace_close(t);
     return st;
@@ -366,6 +377,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                      {"detail", 0, KV_OPT_STR, &o.detail_name},
                      {"shard", 0, KV_OPT_STR, &o.shard},
                      {"gap", 0, KV_OPT_FLAG, &o.gap},
+                     {"match-bytes", 0, KV_OPT_FLAG, &o.match},
                      {"backend", 0, KV_OPT_STR, &o.backend},
                      {"model", 0, KV_OPT_STR, &o.model_path},
                      {"generate", 0, KV_OPT_FLAG, &o.generate},

@@ -144,11 +144,11 @@ static void add_run(sqlite3 *db, int trace, const char *policy, const char *budg
                         "budget, budget_tokens, "
                         "budget_frac, granularity, page, "
                         "cut, protect, rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, "
-                        "full_bytes, overspent, seed, "
+                        "full_bytes, prefill_bytes, read_bytes, overspent, seed, "
                         "detail, wanted, build, wall_s) VALUES (%lld, '%032llx', %d, %Q, %Q, %Q, '', '', '', "
                         "%Q, %Q, %d, %.17g, "
                         "'kv_head', 1, 'prompt', "
-                        "'none', 8, %lld, %lld, %.17g, %lld, %lld, 4000.0, %d, 0, 1, 0, 'test', 0.5)",
+                        "'none', 8, %lld, %lld, %.17g, %lld, %lld, 4000.0, 4000, 4000.0, %d, 0, 1, 0, 'test', 0.5)",
                         n_run, n_run, trace, policy, policy, policy, verified, budget, (int)(100 * frac), frac, kept,
                         kept * 10, (double)kept * 10, kept * 10, (int64_t)(4000 * frac), overspent);
     CHECK(sqlite3_exec(db, q, NULL, NULL, NULL) == SQLITE_OK);
@@ -162,8 +162,8 @@ static void add_run(sqlite3 *db, int trace, const char *policy, const char *budg
     bool uneven = !strcmp(policy, "cake") || !strcmp(policy, "oracle-global");
     for (int k = 0; k < 4; k++) {
         int64_t s = uneven ? (k < 2 ? kept * 3 / 8 : kept / 8) : kept / 4;
-        q = sqlite3_mprintf("INSERT INTO slots VALUES (%lld, %d, %d, %lld, %lld)", n_run, k < 2 ? 0 : 5, k % 2, s,
-                            s * 10);
+        q = sqlite3_mprintf("INSERT INTO slots VALUES (%lld, %d, %d, %lld, %lld, %lld)", n_run, k < 2 ? 0 : 5, k % 2, s,
+                            s * 10, s * 10);
         CHECK(sqlite3_exec(db, q, NULL, NULL, NULL) == SQLITE_OK);
         sqlite3_free(q);
     }
@@ -291,7 +291,7 @@ static void test_numbers(void)
     free(out);
     a.what = "slots", a.format = KV_OUT_CSV, a.policies = (kv_list){one, 1};
     out = run(kv_cmd_export, &a);
-    CHECK(out && !strncmp(out, "run_id,layer,head,slots,bytes\n", 30) && strstr(out, ",0,1,18,180\n"));
+    CHECK(out && !strncmp(out, "run_id,layer,head,slots,bytes,read_bytes\n", 41) && strstr(out, ",0,1,18,180,180\n"));
     free(out);
     a.what = "everything";
     CHECK(!run(kv_cmd_export, &a) && strstr(err.msg, "everything"));

@@ -126,8 +126,7 @@ static kv_status replay(const kv_scene *sc, const char *policy, const char *budg
         st = kv_array(&p->counts, (size_t)sc->n_evict * x->plan.ranking[0].n_unit, sizeof *p->counts, e);
         if (!st) st = kv_plan_counts(&x->plan, 0, &p->c, p->counts, e);
     }
-    if (!st)
-        st = kv_replay_run(&x->plan, x->point, x->n_budget, (1u << KV_M_COUNT) - 1, threads, NULL, NULL, &x->rp, e);
+    if (!st) st = kv_replay_run(&x->plan, x->point, x->n_budget, KV_M_ALL, threads, NULL, NULL, &x->rp, e);
     return st;
 }
 
@@ -168,15 +167,16 @@ static void twin(const kv_world *w, uint32_t l, uint32_t u, uint32_t C, uint32_t
     if (whole > L) whole = L;
     for (uint32_t f = 8; f; f /= 2)
         if (d / f > rank[R - 1]) rank[R++] = d / f;
-    CHECK(!kv_mixdim_basis(L, d, kv_key(w, l, u, 0), kb, &e) && !kv_mixdim_basis(L, d, kv_value(w, l, u, 0), vb, &e));
+    CHECK(!kv_mixdim_basis(L, d, kv_key(w, l, u, 0), kb, &e) &&
+          !kv_mixdim_basis(L, d, kv_value_at(w, l, u, 0), vb, &e));
     for (uint32_t t = 0; t < L; t++) {
         double a = 0, nk = projected(kb, d, 0, kv_key(w, l, u, t), full),
-               nv = projected(vb, d, 0, kv_value(w, l, u, t), full);
+               nv = projected(vb, d, 0, kv_value_at(w, l, u, t), full);
         for (uint32_t r = L > window ? L - window : 0; r < L; r++)
             for (uint32_t h = u * w->g; h < (u + 1) * w->g; h++)
                 a += kv_row(w, l, h, r)[t] / ((window < L ? window : L) * w->g);
         for (uint32_t k = 0; k < R; k++)
-            loss[t][k] = a * (projected(vb, d, rank[k], kv_value(w, l, u, t), full) +
+            loss[t][k] = a * (projected(vb, d, rank[k], kv_value_at(w, l, u, t), full) +
                               projected(kb, d, rank[k], kv_key(w, l, u, t), full) * nv / nk);
         shut[t] = t + window >= L;
         if (t + whole >= L) at[t] = R - 1;
@@ -210,7 +210,7 @@ static void twin(const kv_world *w, uint32_t l, uint32_t u, uint32_t C, uint32_t
     for (uint32_t t = 0; t < w->N; t++) {
         o->rank[t] = t < L ? rank[at[t]] : d;
         projected(kb, d, o->rank[t], kv_key(w, l, u, t), o->k[t]);
-        projected(vb, d, o->rank[t], kv_value(w, l, u, t), o->v[t]);
+        projected(vb, d, o->rank[t], kv_value_at(w, l, u, t), o->v[t]);
     }
 }
 
@@ -260,7 +260,7 @@ static void against_twin(const kv_tiny *s, uint32_t window)
                         for (uint32_t j = 0; j < d; j++) {
                             double full = 0, hat = 0;
                             for (uint32_t t = 0; t <= r; t++)
-                                full += a[t] * kv_value(&w, l, u, t)[j], hat += p[t] / sum * o.v[t][j];
+                                full += a[t] * kv_value_at(&w, l, u, t)[j], hat += p[t] / sum * o.v[t][j];
                             diff[r - w.L][h * d + j] = full - hat, plain[r - w.L][h * d + j] = full;
                             e2 += (full - hat) * (full - hat), o2 += full * full;
                         }

@@ -62,7 +62,7 @@ static double l1_projected(const kv_world *w, size_t l, size_t h, size_t i)
     for (size_t o = 0; o < width; o++) {
         double x = 0;
         for (size_t j = 0; j < w->d; j++)
-            x += (double)w->t.wo[(l * width + o) * width + h * w->d + j] * kv_value(w, l, h / w->g, i)[j];
+            x += (double)w->t.wo[(l * width + o) * width + h * w->d + j] * kv_value_at(w, l, h / w->g, i)[j];
         sum += fabs(x);
     }
     return sum;

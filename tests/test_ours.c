@@ -96,7 +96,7 @@ static double projected(const kv_world *w, const kv_spec *s, size_t l, uint32_t 
         for (size_t o = 0; o < width; o++) {
             double out = 0;
             for (size_t j = 0; j < w->d; j++)
-                out += (double)w->t.wo[(l * width + o) * width + h * w->d + j] * kv_value(w, l, h / w->g, i)[j];
+                out += (double)w->t.wo[(l * width + o) * width + h * w->d + j] * kv_value_at(w, l, h / w->g, i)[j];
             sum += fabs(out) / (double)g;
         }
     return sum;
@@ -116,8 +116,8 @@ static double left_out(const kv_world *w, const kv_spec *s, size_t l, uint32_t u
             for (size_t r = n; r < w->L; r++) a += kv_row(w, l, h, r)[k] / rows;
             *(k == i ? &own : &rest) += a;
             for (size_t j = 0; j < w->d; j++) {
-                with[j] += a * kv_value(w, l, h / w->g, k)[j];
-                if (k != i) without[j] += a * kv_value(w, l, h / w->g, k)[j];
+                with[j] += a * kv_value_at(w, l, h / w->g, k)[j];
+                if (k != i) without[j] += a * kv_value_at(w, l, h / w->g, k)[j];
             }
         }
         for (size_t j = 0; j < w->d; j++) e2 += pow(with[j] - without[j] / rest, 2);

@@ -30,7 +30,7 @@ static double vnorm(const kv_world *w, const kv_spec *s, size_t l, uint32_t u, s
     double a = 0, v = 0;
     for (uint32_t h = first; h < first + n; h++) {
         for (size_t r = w->L - rows; r < w->L; r++) a += kv_row(w, l, h, r)[i] / (n * rows);
-        v += sqrt(dot(w->d, kv_value(w, l, h / w->g, i), kv_value(w, l, h / w->g, i))) / n;
+        v += sqrt(dot(w->d, kv_value_at(w, l, h / w->g, i), kv_value_at(w, l, h / w->g, i))) / n;
     }
     return a * v;
 }
@@ -41,7 +41,7 @@ static double everything(const kv_world *w, const kv_spec *s, size_t l, uint32_t
     double a, b, sum = 0;
     if (sscanf(s->plugin->params, "a=%lf,b=%lf", &a, &b) != 2) return NAN;
     for (uint32_t h = first; h < first + n; h++) {
-        const float *k = kv_key(w, l, h / w->g, i), *v = kv_value(w, l, h / w->g, i),
+        const float *k = kv_key(w, l, h / w->g, i), *v = kv_value_at(w, l, h / w->g, i),
                     *wo = w->t.wo + l * w->H * w->d * w->H * w->d + h * w->d;
         for (size_t r = i; r < w->L; r++) sum += a * kv_row(w, l, h, r)[i];
         sum += a * kv_row(w, l, h, w->L - 1)[i];

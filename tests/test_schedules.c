@@ -37,7 +37,7 @@ static kv_status replay(const kv_scene *sc, const char *policies, const char *bu
             st = kv_array(&p->counts, (size_t)sc->n_evict * x->plan.ranking[x->plan.ranking_of[i]].n_unit, 4, e);
             if (!st) st = kv_plan_counts(&x->plan, i, &p->c, p->counts, e);
         }
-    if (!st) st = kv_replay_run(&x->plan, x->point, x->n, (1u << KV_M_COUNT) - 1, 1, NULL, NULL, &x->rp, e);
+    if (!st) st = kv_replay_run(&x->plan, x->point, x->n, KV_M_ALL, 1, NULL, NULL, &x->rp, e);
     return st;
 }
 
@@ -215,7 +215,8 @@ static void simulate_masks(sim *x)
     memset(x->vis, 0, sizeof x->vis);
     for (uint32_t p = 0; p < w->N; p++) {
         norm[p] = vatp ? 0 : 1;
-        for (uint32_t j = 0; j < w->d && vatp; j++) norm[p] += fabs((double)kv_value(w, x->l, x->first / w->g, p)[j]);
+        for (uint32_t j = 0; j < w->d && vatp; j++)
+            norm[p] += fabs((double)kv_value_at(w, x->l, x->first / w->g, p)[j]);
     }
     for (uint32_t p = 0; p < x->L; p++)
         for (uint32_t r = 0; r < x->L; r++)
@@ -600,8 +601,8 @@ static void test_reindex(void)
                     }
                     for (uint32_t j = 0; j < w.d; j++) {
                         double o = 0, hat = 0;
-                        for (uint32_t k = 0; k <= r; k++) o += a[k] * kv_value(&w, l, h / w.g, k)[j];
-                        for (uint32_t k = 0; k < n; k++) hat += p[k] / sum * kv_value(&w, l, h / w.g, pos[k])[j];
+                        for (uint32_t k = 0; k <= r; k++) o += a[k] * kv_value_at(&w, l, h / w.g, k)[j];
+                        for (uint32_t k = 0; k < n; k++) hat += p[k] / sum * kv_value_at(&w, l, h / w.g, pos[k])[j];
                         e2 += (o - hat) * (o - hat), o2 += o * o;
                     }
                     for (uint32_t k = 0, at = 0; k <= r; k++) {

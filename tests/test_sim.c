@@ -278,7 +278,7 @@ static kv_status world_open(world *w, const char *path, const char *policies, ui
             st = kv_array(&p->counts, (size_t)w->scene.n_evict * w->plan.ranking[w->plan.ranking_of[i]].n_unit, 4, e);
             if (!st) st = kv_plan_counts(&w->plan, i, &p->c, p->counts, e);
         }
-    if (!st) st = kv_replay_run(&w->plan, w->point, w->n, (1u << KV_M_COUNT) - 1, threads, NULL, NULL, &w->rp, e);
+    if (!st) st = kv_replay_run(&w->plan, w->point, w->n, KV_M_ALL, threads, NULL, NULL, &w->rp, e);
     return st;
 }
 

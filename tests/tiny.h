@@ -19,6 +19,8 @@ typedef struct {
     float *xnorm;          /* [layer][token], or NULL: not written */
     char *text;            /* or NULL; then offset [n_token + 1] too */
     uint32_t *offset;
+    kv_span evidence[8]; /* the first n_evidence go into the metadata */
+    uint32_t n_evidence;
 } kv_tiny_data;
 
 static inline kv_tiny_data kv_tiny_make(const kv_tiny *s)
@@ -49,6 +51,8 @@ static inline kv_status kv_tiny_write(const kv_tiny *s, const kv_tiny_data *t, c
     uint32_t layer[64], window[64] = {0};
     kv_trace_writer *w = NULL;
     uint32_t width = s->n_q_head * s->d;
+    kv_span evidence[8];
+    memcpy(evidence, t->evidence, sizeof evidence);
     for (uint32_t i = 0; i < s->n_layer; i++) layer[i] = i;
     kv_trace_info in = {.model = "tiny",
                         .arch = "synth",
@@ -65,6 +69,8 @@ static inline kv_status kv_tiny_write(const kv_tiny *s, const kv_tiny_data *t, c
                         .scale = 1 / sqrtf((float)s->d),
                         .rope_mscale = 1,
                         .dtype = KV_F32,
+                        .evidence = evidence,
+                        .n_evidence = t->n_evidence,
                         .record = "qkv"};
     kv_status st = kv_trace_create(path, &in, NULL, 0, &w, err);
     for (uint32_t l = 0; l < s->n_layer && !st; l++) {

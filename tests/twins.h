@@ -33,7 +33,7 @@ static inline double *kv_row(const kv_world *w, size_t l, size_t h, size_t r)
     return w->a + ((l * w->H + h) * w->N + r) * w->N;
 }
 
-static inline const float *kv_value(const kv_world *w, size_t l, size_t u, size_t i)
+static inline const float *kv_value_at(const kv_world *w, size_t l, size_t u, size_t i)
 {
     return w->t.v + ((l * w->U + u) * w->N + i) * w->d;
 }

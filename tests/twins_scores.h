@@ -77,7 +77,7 @@ static double group(const kv_world *w, const kv_spec *s, uint32_t u, const doubl
 /* What the value of a KV head says: L2 norm, L1 norm, or the mean over its query heads of the L1 norm behind W_O. */
 static double value_term(const kv_world *w, uint32_t term, size_t l, size_t kv, size_t i)
 {
-    const float *v = kv_value(w, l, kv, i);
+    const float *v = kv_value_at(w, l, kv, i);
     size_t width = (size_t)w->H * w->d;
     double sum = 0;
     if (term != KV_VALUE_WO_L1) {
