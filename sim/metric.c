@@ -169,8 +169,8 @@ kv_status kv_metric_parse(const char *list, kv_metric_set possible, kv_metric_se
                            near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
         }
         if (m < KV_M_COUNT && !(possible >> m & 1))
-            return kv_fail(err, KV_EMISUSE, "--metrics: '%s' needs --model MODEL%s", names[m],
-                           KV_M_GENERATED >> m & 1 ? " --generate" : "");
+            return kv_fail(err, KV_EMISUSE, "--metrics: '%s' and the like need %s--model MODEL", names[m],
+                           KV_M_GENERATED >> m & 1 ? "--generate and " : "");
         *out |= m < KV_M_COUNT ? KV_M_BIT(m) : possible & (m == KV_M_COUNT ? kv_metric_default() : KV_M_ALL);
         p += n + (p[n] == ',');
     }
