@@ -534,6 +534,8 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
     const char *tok = m->tok ? kv_tokenizer_describe(m->tok) : "none: give prompts with --tokens";
     const kv_rope_freqs *rope = kv_model_rope(d);
     double theta = rope ? (double)rope->theta : 0;
+    static const char *const norms[] = {"rms", "layer"}, *const qk_norms[] = {"none", "head", "all"};
+    static const char *const acts[] = {"silu", "gelu_tanh", "gelu"};
     uint32_t windowed = 0;
     for (uint32_t l = 0; l < d->n_layer; l++) windowed += d->window[l] != 0;
     if (o->json) {
@@ -541,13 +543,16 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
         for (uint32_t l = 0; l < d->n_layer; l++) json_array_append_new(window, json_integer(d->window[l]));
         json_t *j = json_pack(
             "{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:i,s:f,s:f,s:f,s:o,s:b,"
-            "s:s?}",
+            "s:s,s:s,s:b,s:b,s:s,s:b,s:i,s:i,s:s?}",
             "model", d->name, "architecture", d->arch, "file", d->file, "sha256", d->sha256, "tensors", d->quant,
             "parameters", (json_int_t)d->n_params, "layers", (int)d->n_layer, "q_heads", (int)d->n_q_head, "kv_heads",
             (int)d->n_kv_head, "head_dim", (int)d->head_dim, "hidden", (int)d->hidden, "ffn", (int)d->ffn, "vocabulary",
             (int)d->n_vocab, "context", (int)d->n_ctx, "norm_eps", (double)d->norm_eps, "rope_theta", theta, "rope_dim",
             (int)d->rope_dim, "scale", (double)d->scale, "softcap", (double)d->softcap, "final_softcap",
-            (double)d->final_softcap, "window", window, "tied", (int)d->tied, "tokenizer", m->tok ? tok : NULL);
+            (double)d->final_softcap, "window", window, "tied", (int)d->tied, "norm", norms[d->norm], "activation",
+            acts[d->act], "gated", (int)d->gated, "parallel", (int)d->parallel, "qk_norm", qk_norms[d->qk_norm],
+            "post_norm", (int)d->post_norm, "experts", (int)d->n_expert, "experts_used", (int)d->n_expert_used,
+            "tokenizer", m->tok ? tok : NULL);
         if (!j) {
             st = kv_fail(err, KV_EFORMAT, "model '%s': its name is not UTF-8", o->model);
             goto out;
@@ -565,6 +570,11 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
     printf("context      %u tokens, rope theta %g over %u of %u elements\n", d->n_ctx, theta, d->rope_dim, d->head_dim);
     printf("attention    scale %g, softcap %g, %u of %u layers with a sliding window\n", (double)d->scale,
            (double)d->softcap, windowed, d->n_layer);
+    printf("block        %s norm%s%s, %s%s%s", norms[d->norm], d->post_norm ? ", and behind each part" : "",
+           d->qk_norm ? ", and of queries and keys" : "", acts[d->act], d->gated ? " gated" : "",
+           d->parallel ? ", attention and feed-forward in parallel" : "");
+    if (d->n_expert) printf(", %u of %u experts", d->n_expert_used, d->n_expert);
+    putchar('\n');
     printf("vocabulary   %u tokens%s; %s\n", d->n_vocab, d->tied ? ", output tied to it" : "", tok);
     printf("KV cache     %zu bytes a token at f16\n", (size_t)4 * d->n_layer * d->n_kv_head * d->head_dim);
 out:

@@ -139,7 +139,9 @@ def convert(folder, out, parts=1):
             for base in ("mlp", "block_sparse_moe"):
                 each = [body.pop(f"{at}{base}.experts.{e}.{way}.weight") for way in ways for e in range(experts)
                         if f"{at}{base}.experts.{e}.{way}.weight" in body]
-                if each: g.add(f"blk.{l}.ffn_{dst}_exps.weight", (each[0][0], np.stack([t[1] for t in each])))
+                if parts > 1: # as files of early 2024 have them
+                    for e, t in enumerate(each): g.add(f"blk.{l}.ffn_{dst}.{e}.weight", t)
+                elif each: g.add(f"blk.{l}.ffn_{dst}_exps.weight", (each[0][0], np.stack([t[1] for t in each])))
     assert not body, list(body)
     if parts == 1: return g.save(out, g.keys, g.tensors)
     for p in range(parts):
