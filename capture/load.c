@@ -218,7 +218,10 @@ static kv_status plan_experts(planner *p, uint32_t n, kv_ffn *f)
         const kv_role_row *r = &kv_role_table[all];
         uint32_t i = kv_loader_find(l, all, n, 0, name);
         kv_status st = KV_OK;
-        if (i != KV_NONE) st = check_shape(p, i, p->dim[r->rows], p->dim[r->cols], n_expert, r->rows, r->cols);
+        if (i != KV_NONE && (uint64_t)n_expert * p->dim[r->rows] > UINT32_MAX)
+            st = KV_BAD(l, KV_EUNSUPPORTED, "tensor '%s' has more than %u rows", NAME(l, i), UINT32_MAX);
+        else if (i != KV_NONE)
+            st = check_shape(p, i, p->dim[r->rows], p->dim[r->cols], n_expert, r->rows, r->cols);
         for (uint32_t e = 0; e < n_expert && !st; e++)
             st = i == KV_NONE ? plan_role(p, one, n, e, &f[e], true) : add_part(p, all, i, e * p->dim[r->rows], &f[e]);
         if (st) return st;

@@ -1,5 +1,5 @@
-"""What drive_models.py does not ask of the small models: the greedy continuation is the reference's, and the same weights as
-GGUF, whole and in parts, give the same bits as the folder.
+"""What drive_models.py does not ask of the small models: the greedy continuation is the reference's, any number of threads
+gives the same bytes, and so do the same weights as GGUF, whole and in parts.
 
 usage: models_check.py BUILD_DIR DIR..     DIR/tiny/NAME/: folders with tokens.json and expected.json
 Needs NumPy. Last line: 'N passed, N failed'."""
@@ -41,6 +41,9 @@ with tempfile.TemporaryDirectory() as tmp:
             why = capture(d, tokens[p["name"]], f"{tmp}/a.kvt", "--decode", len(want)) if want else ""
             got = stream(f"{tmp}/a.kvt", "tokens").ravel()[p["n_tokens"]:].astype(int).tolist() if want and not why else []
             check(f"{name}/{p['name']} greedy", why or ("" if got == want else f"{got} for {want}"))
+        why = capture(d, tokens["p0"], f"{tmp}/a.kvt", "--threads", 1) or capture(d, tokens["p0"], f"{tmp}/b.kvt", "--threads", 3)
+        check(f"{name} with 1 and 3 threads", why or ("" if open(f"{tmp}/a.kvt.npy", "rb").read() == open(f"{tmp}/b.kvt.npy", "rb").read()
+              and all(np.array_equal(stream(f"{tmp}/a.kvt", s), stream(f"{tmp}/b.kvt", s)) for s in "qkv") else "not the same bytes"))
         if name in NOT_IN_GGUF: continue
         for p in tokens: # the second prompt may be one where longrope changes its factors
             why = capture(d, tokens[p], f"{tmp}/a.kvt")
