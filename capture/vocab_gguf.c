@@ -150,6 +150,25 @@ static kv_status read_kind(const kv_gguf *g, kv_vocab *v, kv_error *err)
     return KV_OK;
 }
 
+/* Phi-3's special tokens take the white space behind them along, but for three. The file does not say so;
+ * tokenizer.json of these models does, and llama.cpp knows it too. */
+static kv_status phi3_flags(const kv_gguf *g, kv_vocab *v, kv_error *err)
+{
+    static const char *const keep[] = {"<unk>", "<s>", "<|endoftext|>"};
+    const kv_gguf_value *arch = kv_gguf_find(g, "general.architecture");
+    kv_slice s;
+    if (v->kind != KV_VOCAB_SPM || !arch || !kv_gguf_string(arch, &s) || s.n != 4 || memcmp(s.p, "phi3", 4))
+        return KV_OK;
+    kv_status st = kv_array(&v->flags, v->n, 1, err);
+    for (uint32_t i = 0; i < v->n && !st; i++) {
+        bool strip = v->type[i] == KV_TOKEN_CONTROL || v->type[i] == KV_TOKEN_USER;
+        for (int k = 0; k < 3; k++)
+            strip &= v->raw[i].n != strlen(keep[k]) || memcmp(v->raw[i].p, keep[k], v->raw[i].n);
+        v->flags[i] = (uint8_t)(KV_ADDED | (strip ? KV_ADDED_STRIP_RIGHT : 0));
+    }
+    return st;
+}
+
 kv_status kv_vocab_read(const kv_gguf *g, uint32_t n_vocab, kv_vocab *v, kv_error *err)
 {
     memset(v, 0, sizeof *v);
@@ -162,7 +181,7 @@ kv_status kv_vocab_read(const kv_gguf *g, uint32_t n_vocab, kv_vocab *v, kv_erro
                        tokens->n, n_vocab);
     v->n = n_vocab;
     if ((st = read_types(g, v, err)) || (st = read_strings(g, tokens, v, err)) || (st = read_scores(g, v, err)) ||
-        (st = read_rules(g, v, err)) || (st = read_template(g, v, err)) ||
+        (st = read_rules(g, v, err)) || (st = read_template(g, v, err)) || (st = phi3_flags(g, v, err)) ||
         (v->kind == KV_VOCAB_BPE && (st = read_merges(g, v, err)))) {
         kv_vocab_free(v);
         return st;

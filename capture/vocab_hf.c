@@ -76,7 +76,7 @@ static size_t count_values(const uint8_t *p, size_t n)
     return count;
 }
 
-static kv_status parse_file(const char *path, size_t max, json_t **out, kv_error *err)
+static kv_status parse_file(const char *path, size_t max, size_t flags, json_t **out, kv_error *err)
 {
     uint8_t *text = NULL;
     size_t n;
@@ -86,7 +86,7 @@ static kv_status parse_file(const char *path, size_t max, json_t **out, kv_error
     if (st) return st;
     if (count_values(text, n) > VALUES_MAX)
         st = kv_fail(err, KV_EFORMAT, "'%s' holds more than %u values", path, VALUES_MAX);
-    else if (!(*out = json_loadb((const char *)text, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why)))
+    else if (!(*out = json_loadb((const char *)text, n, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why)))
         st = kv_fail(err, KV_EFORMAT, "'%s' is not valid: %s (line %d)", path, why.text, why.line);
     else if (!json_is_object(*out))
         st = kv_fail(err, KV_EFORMAT, "'%s' is not a JSON object", path);
@@ -452,8 +452,9 @@ kv_status kv_tokenizer_open_hf(const char *folder, uint32_t n_vocab, kv_tokenize
         st = kv_fail(err, KV_EUNSUPPORTED, "a vocabulary of %u tokens (1 to %u)", n_vocab, KV_VOCAB_MAX);
         goto out;
     }
-    if ((st = parse_file(path, FILE_MAX, &root, err)) ||
-        (!access(side, F_OK) && (st = parse_file(side, CONFIG_MAX, &config, err))) ||
+    /* the configuration gives "no limit" as an integer of 100 bits */
+    if ((st = parse_file(path, FILE_MAX, 0, &root, err)) ||
+        (!access(side, F_OK) && (st = parse_file(side, CONFIG_MAX, JSON_DECODE_INT_AS_REAL, &config, err))) ||
         (st = kv_array(&l.s, n_vocab, sizeof *l.s, err)) || (st = kv_array(&l.plain, n_vocab, sizeof *l.plain, err)) ||
         (st = kv_array(&l.model, n_vocab, sizeof *l.model, err)) || (st = kv_array(&l.v.type, n_vocab, 1, err)) ||
         (st = kv_array(&l.v.flags, n_vocab, 1, err)))

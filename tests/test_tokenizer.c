@@ -194,6 +194,43 @@ static void test_by_score(void)
     kv_model_close(m);
 }
 
+/* The tokenizer of a GGUF file, whatever the model in it. */
+static kv_status open_vocabulary(const char *path, kv_tokenizer **t, kv_error *err)
+{
+    kv_gguf *g = NULL;
+    kv_vocab v;
+    kv_status st = kv_gguf_open(path, &g, err);
+    const kv_gguf_value *tokens = st ? NULL : kv_gguf_find(g, "tokenizer.ggml.tokens");
+    *t = NULL;
+    if (!st) st = kv_vocab_read(g, tokens ? tokens->n : 0, &v, err);
+    if (!st) st = kv_tokenizer_create(&v, t, err);
+    kv_gguf_close(g);
+    return st;
+}
+
+/* phi3: what the file does not say about its special tokens. */
+static void test_phi3(void)
+{
+    static const char *token[] = {"<unk>", "<s>", "</s>", "\xe2\x96\x81", "a", "<|user|>", "<0x0A>", "<|endoftext|>"};
+    static const uint32_t type[] = {2, 3, 3, 1, 1, 3, 6, 3};
+    recipe r = plain;
+    kv_model *m = NULL;
+    kv_tokenizer *t;
+    kv_error err = {""};
+    char path[64];
+    r.kind = "llama", r.pre = "default", r.token = token, r.type = type, r.n_token = 8;
+    for (int phi = 0; phi < 2; phi++) {
+        r.arch = phi ? "phi3" : "llama";
+        open_recipe(&r, &m, &err); /* its tensors are llama's; the vocabulary is what counts here */
+        kv_model_close(m), m = NULL;
+        snprintf(path, sizeof path, "%s/made.gguf", dir);
+        CHECKF(!open_vocabulary(path, &t, &err), "%s", err.msg);
+        GIVES_SPECIAL(t, "<|user|>\n a<s> a",
+                      phi ? "1@0 5@0 3@10 4@10 1@11 3@14 3@14 4@15" : "1@0 5@0 3@8 6@8 3@9 4@10 1@11 3@14 3@14 4@15");
+        kv_tokenizer_close(t);
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------ naive twin */
 
 enum { TWIN_MERGES = 40, TWIN_LONGEST = 15 };
@@ -328,20 +365,6 @@ static bool vector_ok(const kv_tokenizer *t, const char *text, size_t n, bool sp
     return ok;
 }
 
-/* The tokenizer of a GGUF file, whatever the model in it. */
-static kv_status open_vocabulary(const char *path, kv_tokenizer **t, kv_error *err)
-{
-    kv_gguf *g = NULL;
-    kv_vocab v;
-    kv_status st = kv_gguf_open(path, &g, err);
-    const kv_gguf_value *tokens = st ? NULL : kv_gguf_find(g, "tokenizer.ggml.tokens");
-    *t = NULL;
-    if (!st) st = kv_vocab_read(g, tokens ? tokens->n : 0, &v, err);
-    if (!st) st = kv_tokenizer_create(&v, t, err);
-    kv_gguf_close(g);
-    return st;
-}
-
 static void check_vectors(const char *model, const char *vectors, size_t at_least, bool exact)
 {
     kv_tokenizer *t;
@@ -424,6 +447,7 @@ int main(void)
     test_invalid_utf8();
     test_pre_tokenisers();
     test_by_score();
+    test_phi3();
     test_against_twin();
     test_long_piece();
     test_threads();

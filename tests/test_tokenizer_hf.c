@@ -157,7 +157,8 @@ static void test_rules(void)
     CHECK(!open_parts(&bos, &t, &err));
     CHECK(gives(t, "b", false, true, "6@0 1@0") && gives(t, "b", false, false, "1@0"));
     kv_tokenizer_close(t);
-    static const char config[] = "{\"add_bos_token\":false,\"eos_token\":{\"content\":\"<e>\"},\"bos_token\":\"ab\","
+    static const char config[] = "{\"model_max_length\":1000000000000000019884624838656,\"add_bos_token\":false,\"eos_"
+                                 "token\":{\"content\":\"<e>\"},\"bos_token\":\"ab\","
                                  "\"chat_template\":[{\"name\":\"rag\",\"template\":\"no\"},{\"name\":\"default\","
                                  "\"template\":\"yes\"}]}";
     write_in_dir("tokenizer_config.json", config, strlen(config));
