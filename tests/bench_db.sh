@@ -19,9 +19,9 @@ INSERT INTO trace SELECT i + 1, printf('%064x', i), 'trace' || i, 'model', 'llam
 FROM n WHERE i < 24;
 INSERT INTO metric_name SELECT i + 1, CASE i WHEN 0 THEN 'layer_error' WHEN 1 THEN 'recall' WHEN 2 THEN 'head_error' WHEN 3 THEN 'recall_contested'
 WHEN 4 THEN 'delta_nll' ELSE 'metric' || i END, 'unit', CASE WHEN i IN (1, 3) THEN 'higher' ELSE 'lower' END FROM n WHERE i < 12;
-INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, verified, budget, budget_tokens, budget_frac, granularity, page, cut, protect,
+INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, budget_tokens, budget_frac, granularity, page, cut, protect,
 rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, build, wall_s)
-SELECT printf('%08x%08x%08x%08x', t.i * 2654435761 % 4294967296, p.i, b.i, t.i), t.i + 1, p.name, p.name || ':window=32', p.name || ':window=32', '', '',
+SELECT printf('%08x%08x%08x%08x', t.i * 2654435761 % 4294967296, p.i, b.i, t.i), t.i + 1, p.name, p.name || ':window=32', p.name || ':window=32', '', '', '',
 'definition', ((b.i + 1) * 5) || '%', 60 * (b.i + 1), 0.05 * (b.i + 1), 'kv_head', 1, 'prompt', 'none', 100, 5400 * (b.i + 1), 1382400 * (b.i + 1),
 1382400.0 * (b.i + 1), 1382400 * (b.i + 1), 1382400 * (b.i + 1), 27648000.0, 0, 0, 1, 4095, 'bench', 0.1
 FROM n b, n t, (SELECT i, CASE i WHEN 0 THEN 'full' WHEN 1 THEN 'oracle' WHEN 2 THEN 'oracle-layer' WHEN 3 THEN 'oracle-global' WHEN 4 THEN 'snapkv'

@@ -61,18 +61,18 @@ static inline void tiny_metric(sqlite3 *db, int id, const char *name, const char
 static inline long tiny_put(sqlite3 *db, tiny_run r)
 {
     double bytes = r.bytes > 0 ? r.bytes : 4000 * r.frac;
-    tiny_sql(
-        db,
-        sqlite3_mprintf(
-            "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, verified, budget, budget_tokens, "
-            "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, "
-            "mean_bytes, peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, "
-            "build, wall_s) VALUES (lower(hex(randomblob(16))), %d, %Q, %Q, %Q, '', '', 'definition', %Q, %d, "
-            "%.17g, 'kv_head', %d, %Q, 'none', %d, %d, %d, %.17g, %d, %d, 4000.0, 0, %d, 1, 0, %Q, "
-            "0.5)",
-            r.trace, r.policy, r.policy, r.policy, r.budget, (int)(100 * r.frac), r.frac, r.page ? r.page : 1,
-            r.cut ? r.cut : "prompt", r.rows ? r.rows : 8, (int)(bytes / 10), (int)bytes, bytes, (int)bytes,
-            (int)(4000 * r.frac), r.seed, r.build ? r.build : "build 1"));
+    tiny_sql(db,
+             sqlite3_mprintf(
+                 "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, "
+                 "budget_tokens, "
+                 "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, "
+                 "mean_bytes, peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, "
+                 "build, wall_s) VALUES (lower(hex(randomblob(16))), %d, %Q, %Q, %Q, '', '', '', 'definition', %Q, %d, "
+                 "%.17g, 'kv_head', %d, %Q, 'none', %d, %d, %d, %.17g, %d, %d, 4000.0, 0, %d, 1, 0, %Q, "
+                 "0.5)",
+                 r.trace, r.policy, r.policy, r.policy, r.budget, (int)(100 * r.frac), r.frac, r.page ? r.page : 1,
+                 r.cut ? r.cut : "prompt", r.rows ? r.rows : 8, (int)(bytes / 10), (int)bytes, bytes, (int)bytes,
+                 (int)(4000 * r.frac), r.seed, r.build ? r.build : "build 1"));
     long id = (long)sqlite3_last_insert_rowid(db);
     char *value = r.value == r.value ? sqlite3_mprintf("%.17g", r.value) : sqlite3_mprintf("NULL");
     tiny_sql(db, sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 1, -1, -1, -1, %s, 8)", id, value));
