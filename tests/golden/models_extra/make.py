@@ -40,6 +40,7 @@ MODELS = {
         max_position_embeddings=256, original_max_position_embeddings=52, sliding_window=44, partial_rotary_factor=0.67,
         rope_parameters=dict(rope_type="longrope", rope_theta=1e4, partial_rotary_factor=0.67, original_max_position_embeddings=52,
         short_factor=[1.0, 1.1, 1.25, 1.5], long_factor=[1.5, 2.5, 4.0, 6.0])), "bfloat16", 4, (36, 60)),
+    "olmo2": ("Olmo2Config", base(rope_parameters=dict(rope_type="default", rope_theta=5e5)), "bfloat16", 5, (48, 60)),
     "granite": ("GraniteConfig", base(embedding_multiplier=12.0, attention_multiplier=0.3, residual_multiplier=0.22, logits_scaling=0.5,
         tie_word_embeddings=True), "bfloat16", 5, (48, 60)),
     "gpt2": ("GPT2Config", dict(vocab_size=96, n_positions=96, n_embd=24, n_layer=2, n_head=3, bos_token_id=1, eos_token_id=2), "float32",
