@@ -16,49 +16,51 @@
 
 namespace
 {
-const int ROWS = 128, KEYS = 128, STAGES = 2, THREADS = 384;
+const int ROWS = 128, STAGES = 2, THREADS = 384;
 
+/* Bytes; keys in a tile: what fits beside the rows. */
 template <int D> struct layout {
-    static const int TILE = 128 * D * 2, PANEL = 128 * 128; /* bytes */
-    static const int K = TILE, V = K + STAGES * TILE, BARS = V + STAGES * TILE, BYTES = BARS + 128 + 1024;
+    static const int KEYS = D <= 128 ? 128 : 64;
+    static const int Q_TILE = ROWS * D * 2, Q_PANEL = ROWS * 128, TILE = KEYS * D * 2, PANEL = KEYS * 128;
+    static const int K = Q_TILE, V = K + STAGES * TILE, BARS = V + STAGES * TILE, BYTES = BARS + 128 + 1024;
 };
 
-/* One tile of D / 64 panels of 128 rows. */
-template <int D> KV_DEV void fetch(uint32_t dst, const CUtensorMap *map, uint32_t bar, uint32_t row, uint32_t head)
+/* One tile of D / 64 panels. */
+template <int D>
+KV_DEV void fetch(uint32_t dst, int tile, int panel, const CUtensorMap *map, uint32_t bar, uint32_t row, uint32_t head)
 {
-    kv_bar_expect(bar, layout<D>::TILE);
+    kv_bar_expect(bar, tile);
 #pragma unroll
-    for (int p = 0; p < D / 64; p++) kv_bulk_copy(dst + p * layout<D>::PANEL, map, bar, p * 64, row, head);
+    for (int p = 0; p < D / 64; p++) kv_bulk_copy(dst + p * panel, map, bar, p * 64, row, head);
 }
 
-/* S = Q K^T: 64 rows by 128 keys, both tiles with the head size along the rows. */
-template <typename T, int D> KV_DEV void scores(float (&s)[64], uint64_t q, uint64_t k)
+/* S = Q K^T: 64 rows by N keys, both tiles with the head size along the rows. */
+template <typename T, int D, int N> KV_DEV void scores(float (&s)[N / 2], uint64_t q, uint64_t k)
 {
 #pragma unroll
-    for (int i = 0; i < D / 16; i++) {
-        const int off = (i / 4 * layout<D>::PANEL + i % 4 * 32) / 16;
-        kv_wgmma<T, KEYS>::ss(s, q + off, k + off, i > 0);
-    }
+    for (int i = 0; i < D / 16; i++)
+        kv_wgmma<T, N>::ss(s, q + (i / 4 * layout<D>::Q_PANEL + i % 4 * 32) / 16,
+                           k + (i / 4 * layout<D>::PANEL + i % 4 * 32) / 16, i > 0);
 }
 
 /* O += P V */
-template <typename T, int D> KV_DEV void output(float (&o)[D / 2], const uint32_t (&p)[KEYS / 16][4], uint64_t v)
+template <typename T, int D, int N> KV_DEV void output(float (&o)[D / 2], const uint32_t (&p)[N / 16][4], uint64_t v)
 {
 #pragma unroll
-    for (int i = 0; i < KEYS / 16; i++) kv_wgmma<T, D>::rs(o, p[i], v + i * (16 * 128 / 16), 1);
+    for (int i = 0; i < N / 16; i++) kv_wgmma<T, D>::rs(o, p[i], v + i * (16 * 128 / 16), 1);
 }
 
-/* The 64 scores of a thread: s[4 n + 2 h + x] is row quad + 8 h, key 8 n + 2 t + x. Masks, raises the maxima, leaves
- * e^(s - m) in s, and gives what O must be multiplied by. */
-template <bool STAT>
-KV_DEV void softmax(const kv_attn_args &g, float (&s)[64], kv_row (&row)[2], float (&factor)[2], uint32_t my,
+/* The scores of a thread, 64 or 32: s[4 n + 2 h + x] is row quad + 8 h, key 8 n + 2 t + x. Masks, raises the maxima,
+ * leaves e^(s - m) in s, and gives what O must be multiplied by. */
+template <bool STAT, int N>
+KV_DEV void softmax(const kv_attn_args &g, float (&s)[N], kv_row (&row)[2], float (&factor)[2], uint32_t my,
                     uint32_t j0, uint32_t t, bool whole)
 {
     const kv_cuda_attn &a = g.a;
     if (a.softcap > 0) {
         const float cap2 = 2 * KV_LOG2E / a.softcap;
 #pragma unroll
-        for (int x = 0; x < 64; x++) s[x] = kv_cap_dev(s[x] * a.scale, a.softcap, cap2);
+        for (int x = 0; x < N; x++) s[x] = kv_cap_dev(s[x] * a.scale, a.softcap, cap2);
     }
     if (!whole) {
 #pragma unroll
@@ -66,7 +68,7 @@ KV_DEV void softmax(const kv_attn_args &g, float (&s)[64], kv_row (&row)[2], flo
             uint32_t lo, hi;
             kv_sees(a, my + h * 8, &lo, &hi);
 #pragma unroll
-            for (int n = 0; n < 16; n++)
+            for (int n = 0; n < N / 4; n++)
 #pragma unroll
                 for (int x = 0; x < 2; x++) {
                     uint32_t j = j0 + n * 8 + t * 2 + x;
@@ -79,12 +81,12 @@ KV_DEV void softmax(const kv_attn_args &g, float (&s)[64], kv_row (&row)[2], flo
         kv_row &r = row[h];
         float top = fmaxf(s[h * 2], s[h * 2 + 1]);
 #pragma unroll
-        for (int n = 1; n < 16; n++) top = fmaxf(top, fmaxf(s[n * 4 + h * 2], s[n * 4 + h * 2 + 1]));
+        for (int n = 1; n < N / 4; n++) top = fmaxf(top, fmaxf(s[n * 4 + h * 2], s[n * 4 + h * 2 + 1]));
         top = kv_quad_max(top);
         if (STAT && __any_sync(~0u, top > r.m)) {
             uint32_t arg = ~0u;
 #pragma unroll
-            for (int x = 31; x >= 0; x--)
+            for (int x = N / 2 - 1; x >= 0; x--)
                 if (s[x / 2 * 4 + h * 2 + x % 2] == top) arg = j0 + x / 2 * 8 + t * 2 + x % 2;
             arg = kv_quad_min(arg);
             if (top > r.m) r.arg = arg;
@@ -92,7 +94,7 @@ KV_DEV void softmax(const kv_attn_args &g, float (&s)[64], kv_row (&row)[2], flo
         factor[h] = kv_row_raise<STAT>(r, top, g.c1);
         float base = r.m > KV_UNSEEN ? -r.m * g.c1 : 0.f;
 #pragma unroll
-        for (int n = 0; n < 16; n++)
+        for (int n = 0; n < N / 4; n++)
 #pragma unroll
             for (int x = 0; x < 2; x++) {
                 float y = fmaf(s[n * 4 + h * 2 + x], g.c1, base), e = kv_exp2(y);
@@ -103,10 +105,10 @@ KV_DEV void softmax(const kv_attn_args &g, float (&s)[64], kv_row (&row)[2], flo
     }
 }
 
-template <typename T> KV_DEV void halves(const float (&s)[64], uint32_t (&p)[KEYS / 16][4])
+template <typename T, int N> KV_DEV void halves(const float (&s)[N], uint32_t (&p)[N / 8][4])
 {
 #pragma unroll
-    for (int i = 0; i < KEYS / 16; i++)
+    for (int i = 0; i < N / 8; i++)
 #pragma unroll
         for (int x = 0; x < 4; x++) p[i][x] = kv_pair<T>(s[i * 8 + x * 2], s[i * 8 + x * 2 + 1]);
 }
@@ -117,6 +119,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                     const __grid_constant__ CUtensorMap map_v, const kv_attn_args g)
 {
     typedef layout<D> L;
+    const int KEYS = L::KEYS;
     extern __shared__ unsigned char smem[];
     const kv_cuda_attn &a = g.a;
     const uint32_t base = (kv_smem(smem) + 1023) & ~1023u, bars = base + L::BARS;
@@ -147,13 +150,13 @@ __global__ void __launch_bounds__(THREADS, 1)
         kv_regs_fewer<24>();
         if (threadIdx.x == 0 && n_tile) {
             const uint32_t kv_head = head / g.group;
-            fetch<D>(base, &map_q, q_full, r0, head);
+            fetch<D>(base, L::Q_TILE, L::Q_PANEL, &map_q, q_full, r0, head);
             for (uint32_t i = 0; i < n_tile; i++) {
                 const uint32_t stage = i % STAGES, free = (i / STAGES & 1) ^ 1, j0 = first_key + i * KEYS;
                 kv_bar_wait(k_empty + 8 * stage, free);
-                fetch<D>(base + L::K + stage * L::TILE, &map_k, k_full + 8 * stage, j0, kv_head);
+                fetch<D>(base + L::K + stage * L::TILE, L::TILE, L::PANEL, &map_k, k_full + 8 * stage, j0, kv_head);
                 kv_bar_wait(v_empty + 8 * stage, free);
-                fetch<D>(base + L::V + stage * L::TILE, &map_v, v_full + 8 * stage, j0, kv_head);
+                fetch<D>(base + L::V + stage * L::TILE, L::TILE, L::PANEL, &map_v, v_full + 8 * stage, j0, kv_head);
             }
         }
     } else {
@@ -162,7 +165,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         const uint32_t my = r0 + me * 64 + (threadIdx.x >> 5 & 3) * 16 + quad;
         const uint64_t desc_q = kv_desc(base + me * 64 * 128, 0);
         const uint64_t desc_k = kv_desc(base + L::K, 0), desc_v = kv_desc(base + L::V, L::PANEL);
-        float s[64], o[D / 2] = {}, factor[2];
+        float s[KEYS / 2], o[D / 2] = {}, factor[2];
         uint32_t p[KEYS / 16][4];
         kv_row row[2];
         row[0] = row[1] = kv_row{KV_MASKED, 0, 0, 0, 0};
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             kv_bar_wait(q_full, 0);
             kv_bar_wait(k_full, 0);
             kv_wgmma_fence();
-            scores<T, D>(s, desc_q, desc_k);
+            scores<T, D, KEYS>(s, desc_q, desc_k);
             kv_wgmma_commit();
             kv_wgmma_wait<0>();
             kv_hold(s);
@@ -191,11 +194,11 @@ __global__ void __launch_bounds__(THREADS, 1)
             kv_named_sync(1 + me, 256);
             kv_hold(o);
             kv_wgmma_fence();
-            scores<T, D>(s, desc_q, desc_k + stage * (L::TILE / 16));
+            scores<T, D, KEYS>(s, desc_q, desc_k + stage * (L::TILE / 16));
             kv_wgmma_commit();
             kv_bar_wait(v_full + 8 * before, (i - 1) / STAGES & 1);
             kv_wgmma_fence();
-            output<T, D>(o, p, desc_v + before * (L::TILE / 16));
+            output<T, D, KEYS>(o, p, desc_v + before * (L::TILE / 16));
             kv_wgmma_commit();
             if (me == 0 || i + 1 < n_tile) kv_named_arrive(2 - me, 256);
             kv_wgmma_wait<1>();
@@ -216,7 +219,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             kv_bar_wait(v_full + 8 * (i % STAGES), i / STAGES & 1);
             kv_hold(o);
             kv_wgmma_fence();
-            output<T, D>(o, p, desc_v + i % STAGES * (L::TILE / 16));
+            output<T, D, KEYS>(o, p, desc_v + i % STAGES * (L::TILE / 16));
             kv_wgmma_commit();
             kv_wgmma_wait<0>();
             kv_hold(o);
@@ -251,9 +254,9 @@ template <typename T, int D, bool STAT> int launch(const kv_attn_args &g, cudaSt
     auto kernel = attention_wgmma<T, D, STAT>;
     dim3 grid(a.n_q_head, (a.n_row + ROWS - 1) / ROWS);
     if (grid.y > 65535) return (int)cudaErrorInvalidValue;
-    int e = kv_tensor_map(&q, a.bits, g.q, a.d, a.n_row, a.n_q_head, a.q_row, a.q_head, 128);
-    if (!e) e = kv_tensor_map(&k, a.bits, g.k, a.d, a.n_key, a.n_kv_head, a.kv_token, a.kv_head, 128);
-    if (!e) e = kv_tensor_map(&v, a.bits, g.v, a.d, a.n_key, a.n_kv_head, a.kv_token, a.kv_head, 128);
+    int e = kv_tensor_map(&q, a.bits, g.q, a.d, a.n_row, a.n_q_head, a.q_row, a.q_head, ROWS);
+    if (!e) e = kv_tensor_map(&k, a.bits, g.k, a.d, a.n_key, a.n_kv_head, a.kv_token, a.kv_head, layout<D>::KEYS);
+    if (!e) e = kv_tensor_map(&v, a.bits, g.v, a.d, a.n_key, a.n_kv_head, a.kv_token, a.kv_head, layout<D>::KEYS);
     if (!e) e = (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout<D>::BYTES);
     if (e) return e;
     kernel<<<grid, THREADS, layout<D>::BYTES, stream>>>(q, k, v, g);
@@ -263,14 +266,15 @@ template <typename T, int D, bool STAT> int launch(const kv_attn_args &g, cudaSt
 template <typename T> int by_size(const kv_attn_args &g, cudaStream_t stream)
 {
     if (g.a.d <= 64) return g.stat ? launch<T, 64, true>(g, stream) : launch<T, 64, false>(g, stream);
-    return g.stat ? launch<T, 128, true>(g, stream) : launch<T, 128, false>(g, stream);
+    if (g.a.d <= 128) return g.stat ? launch<T, 128, true>(g, stream) : launch<T, 128, false>(g, stream);
+    return g.stat ? launch<T, 256, true>(g, stream) : launch<T, 256, false>(g, stream);
 }
 } // namespace
 
 bool kv_attention_sm90(const kv_attn_args &g, cudaStream_t stream, int *status)
 {
-    /* a small head would be half zeros; few rows (decoding) would waste the tile */
-    if (g.a.d > 128 || g.a.d < 64 || !g.a.n_key || !kv_is_sm90()) return false;
+    /* a small head would be half zeros */
+    if (g.a.d < 64 || !g.a.n_key || !kv_is_sm90()) return false;
     *status = g.a.bits == 16 ? by_size<__half>(g, stream) : by_size<__nv_bfloat16>(g, stream);
     return true;
 }

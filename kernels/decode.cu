@@ -12,6 +12,16 @@ namespace
 const int THREADS = 128, KEYS = 64, ROWS = 16;
 enum { M, L, A, C, ARG, N_SUM }; /* what a part of the keys says of a row; ARG is exact in a float below 2^24 */
 
+/* On Hopper the next kernel may be set up while this one runs; before touching memory it waits for the one before it.
+ */
+KV_DEV void after_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* Row x of a KV head: query head and row. */
 struct place {
     uint32_t head, row;
@@ -24,21 +34,20 @@ KV_DEV place place_of(const kv_attn_args &g, uint32_t kv_head, uint32_t x)
     return p;
 }
 
-/* Weights that join n parts of a row: weight[i] for their outputs; total gets the joined sums. part(i) points to part
- * i's sums. */
-template <typename F> KV_DEV void join(uint32_t n, float c1, float total[N_SUM], F part)
+/* Joins the four warps' sums of a row, with the weights of their outputs. */
+KV_DEV void join(const float (*sums)[ROWS][N_SUM], uint32_t r, float c1, float (&total)[N_SUM], float (&weight)[4])
 {
-    float m = KV_MASKED;
-    for (uint32_t i = 0; i < n; i++) m = fmaxf(m, part(i)[M]);
+    const float m = fmaxf(fmaxf(sums[0][r][M], sums[1][r][M]), fmaxf(sums[2][r][M], sums[3][r][M]));
     total[M] = m, total[L] = total[A] = total[C] = 0, total[ARG] = 3e38f;
-    for (uint32_t i = 0; i < n; i++) {
-        const float *p = part(i);
-        float x = (m - p[M]) * c1, f = kv_exp2(-x);
-        if (!(p[L] > 0) && p[L] == p[L]) continue; /* a part that saw nothing */
-        total[L] += f * p[L];
-        total[A] += f * (p[A] - x * p[L]);
-        total[C] += f * f * p[C];
-        if (p[M] == m) total[ARG] = fminf(total[ARG], p[ARG]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float *s = sums[i][r], l = s[L], x = (m - s[M]) * c1;
+        weight[i] = l != 0 ? kv_exp2(-x) : 0.f; /* l = 0: it saw nothing */
+        if (l == 0) continue;
+        total[L] += weight[i] * l;
+        total[A] += weight[i] * (s[A] - x * l);
+        total[C] += weight[i] * weight[i] * s[C];
+        if (s[M] == m) total[ARG] = fminf(total[ARG], s[ARG]);
     }
 }
 
@@ -85,6 +94,7 @@ __global__ void __launch_bounds__(THREADS) decode_split(const kv_attn_args g, fl
     end = min(end, first + split_tiles * KEYS);
     const uint32_t n_tile = end > first ? (end - first + KEYS - 1) / KEYS : 0;
 
+    after_previous();
     /* Q as fragments, straight from memory: it is small. Lane (quad, t) holds rows quad, quad + 8. */
     const place at[2] = {place_of(g, kv_head, x0 + quad), place_of(g, kv_head, x0 + quad + 8)};
     uint32_t fq[D / 16][4];
@@ -196,8 +206,7 @@ __global__ void __launch_bounds__(THREADS) decode_split(const kv_attn_args g, fl
     for (uint32_t r = warp; r < ROWS && x0 + r < n_x; r += 4) {
         const place p = place_of(g, kv_head, x0 + r);
         float total[N_SUM], w[4];
-        join(4, g.c1, total, [&](uint32_t i) { return sums[i][r]; });
-        for (int i = 0; i < 4; i++) w[i] = sums[i][r][L] != 0 ? kv_exp2((sums[i][r][M] - total[M]) * g.c1) : 0.f;
+        join(sums, r, g.c1, total, w);
         const float inv = gridDim.x == 1 ? finish(g, p, total, lane == 0) : 1.f;
         float *part = scratch + ((size_t)split * a.n_q_head * a.n_row + p.head * a.n_row + p.row) * (a.d + 8);
         for (uint32_t i = lane; i < a.d; i += 32) {
@@ -208,27 +217,53 @@ __global__ void __launch_bounds__(THREADS) decode_split(const kv_attn_args g, fl
             else
                 part[i] = x;
         }
-        if (gridDim.x > 1 && lane < N_SUM) part[a.d + lane] = total[lane];
+        if (gridDim.x > 1 && lane == 0) {
+#pragma unroll
+            for (int i = 0; i < N_SUM; i++) part[a.d + i] = total[i];
+        }
     }
 }
 
+/* One block a row: warp 0 joins the sums with a lane for every 32nd part, then all threads add the outputs. */
 template <typename T>
 __global__ void __launch_bounds__(128) decode_join(const kv_attn_args g, const float *scratch, uint32_t n_split)
 {
+    extern __shared__ float weight[]; /* [n_split], then 1 / l */
     const kv_cuda_attn &a = g.a;
     const place p = {blockIdx.x / a.n_row, blockIdx.x % a.n_row, true};
     const size_t row = a.d + 8, step = (size_t)a.n_q_head * a.n_row * row;
     const float *part = scratch + (p.head * a.n_row + p.row) * row;
-    float total[N_SUM];
-    join(n_split, g.c1, total, [&](uint32_t i) { return part + i * step + a.d; });
-    const float inv = finish(g, p, total, threadIdx.x == 0);
+    after_previous();
+    if (threadIdx.x < 32) {
+        const uint32_t lane = threadIdx.x;
+        float m = KV_MASKED, total[N_SUM];
+        for (uint32_t i = lane; i < n_split; i += 32) m = fmaxf(m, part[i * step + a.d + M]);
+        for (int i = 16; i; i >>= 1) m = fmaxf(m, __shfl_xor_sync(~0u, m, i));
+        total[M] = m, total[L] = total[A] = total[C] = 0, total[ARG] = 3e38f;
+        for (uint32_t i = lane; i < n_split; i += 32) {
+            const float *s = part + i * step + a.d;
+            const float l = s[L], x = (m - s[M]) * g.c1, f = l != 0 ? kv_exp2(-x) : 0.f; /* l = 0: it saw nothing */
+            weight[i] = f;
+            if (l == 0) continue;
+            total[L] += f * l;
+            total[A] += f * (s[A] - x * l);
+            total[C] += f * f * s[C];
+            if (s[M] == m) total[ARG] = fminf(total[ARG], s[ARG]);
+        }
+        for (int i = 16; i; i >>= 1) {
+#pragma unroll
+            for (int x = L; x <= C; x++) total[x] += __shfl_xor_sync(~0u, total[x], i);
+            total[ARG] = fminf(total[ARG], __shfl_xor_sync(~0u, total[ARG], i));
+        }
+        const float inv = finish(g, p, total, lane == 0);
+        if (lane == 0) weight[n_split] = inv;
+    }
+    __syncthreads();
     for (uint32_t i = threadIdx.x; i < a.d; i += 128) {
         float x = 0;
-        for (uint32_t u = 0; u < n_split; u++) {
-            const float *s = part + u * step;
-            if (s[a.d + L] != 0) x += kv_exp2((s[a.d + M] - total[M]) * g.c1) * s[i];
-        }
-        store<T>(g, p, i, x * inv);
+#pragma unroll 8
+        for (uint32_t u = 0; u < n_split; u++) x = fmaf(weight[u], part[u * step + i], x);
+        store<T>(g, p, i, x * weight[n_split]);
     }
 }
 
@@ -240,6 +275,14 @@ uint32_t most_splits(const kv_cuda_attn *a)
     uint32_t rows = a->n_q_head / a->n_kv_head * a->n_row, others = a->n_kv_head * ((rows + ROWS - 1) / ROWS);
     uint32_t n = 2 * (uint32_t)sm / others;
     return n ? n : 1;
+}
+
+/* May a kernel be set up before the one ahead of it ends? */
+bool can_overlap()
+{
+    int device = 0, major = 0;
+    return !cudaGetDevice(&device) && !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
+           major >= 9;
 }
 
 template <typename T, int D, int STAGES> int launch(const kv_attn_args &g, float *scratch, cudaStream_t stream)
@@ -259,9 +302,16 @@ template <typename T, int D, int STAGES> int launch(const kv_attn_args &g, float
     if (e) return (int)e;
     dim3 grid(split, a.n_kv_head, (g.group * a.n_row + ROWS - 1) / ROWS);
     if (grid.y > 65535 || grid.z > 65535) return (int)cudaErrorInvalidValue;
-    kernel<<<grid, THREADS, smem, stream>>>(g, scratch, per);
-    if (split > 1) decode_join<T><<<a.n_q_head * a.n_row, 128, 0, stream>>>(g, scratch, split);
-    return (int)cudaGetLastError();
+    cudaLaunchAttribute early;
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = grid, c.blockDim = THREADS, c.dynamicSmemBytes = (size_t)smem, c.stream = stream;
+    c.attrs = &early, c.numAttrs = can_overlap() ? 1 : 0;
+    e = cudaLaunchKernelEx(&c, kernel, g, scratch, per);
+    if (e || split == 1) return (int)e;
+    c.gridDim = a.n_q_head * a.n_row, c.dynamicSmemBytes = (split + 1) * sizeof(float);
+    return (int)cudaLaunchKernelEx(&c, decode_join<T>, g, (const float *)scratch, split);
 }
 
 template <typename T> int by_size(const kv_attn_args &g, float *scratch, cudaStream_t stream)

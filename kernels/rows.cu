@@ -178,6 +178,51 @@ __global__ void heads(size_t n_row, size_t n_head, size_t d, const void *proj, i
     if (lost && over) atomicAdd(&over[h], lost); /* whole numbers: the order does not show */
 }
 
+/* The same for the usual shapes: d / 8 = LANES lanes hold a head, lane i elements 4 i.. and those d / 2 further on,
+ * which are its partners in the rotation. */
+template <int LANES>
+__global__ void heads8(size_t n_row, size_t n_head, const void *proj, int in_bits, size_t ld_proj, const float *bias,
+                       const float *norm_w, float w_add, float eps, const float *table, void *out, int bits,
+                       size_t out_head, uint32_t *over)
+{
+    const size_t d = LANES * 8, half = d / 2, id = (blockIdx.x * (size_t)THREADS + threadIdx.x) / LANES;
+    const size_t i = threadIdx.x % LANES * 4;
+    const bool there = id < n_row * n_head;
+    const size_t row = there ? id / n_head : 0, h = there ? id % n_head : 0;
+    const size_t at = row * ld_proj + h * d + i, to = h * out_head + row * d + i;
+    vec<4> a = load<4>(proj, in_bits, at), b = load<4>(proj, in_bits, at + half);
+    if (bias) {
+        vec<4> x = load<4>(bias, 32, h * d + i), y = load<4>(bias, 32, h * d + half + i);
+        for (int k = 0; k < 4; k++) a.x[k] += x.x[k], b.x[k] += y.x[k];
+    }
+    if (norm_w) {
+        float sum = 0;
+        for (int k = 0; k < 4; k++) sum = fmaf(a.x[k], a.x[k], sum), sum = fmaf(b.x[k], b.x[k], sum);
+        for (int k = LANES / 2; k; k >>= 1) sum += __shfl_xor_sync(~0u, sum, k);
+        const float f = 1.f / sqrtf(sum / (float)d + eps);
+        vec<4> x = load<4>(norm_w, 32, i), y = load<4>(norm_w, 32, half + i);
+        for (int k = 0; k < 4; k++) a.x[k] *= f * (x.x[k] + w_add), b.x[k] *= f * (y.x[k] + w_add);
+    }
+    if (table) {
+        vec<4> c = load<4>(table, 32, row * d + i), s = load<4>(table, 32, row * d + half + i);
+        for (int k = 0; k < 4; k++) {
+            float x = a.x[k], y = b.x[k];
+            a.x[k] = x * c.x[k] - y * s.x[k];
+            b.x[k] = y * c.x[k] + x * s.x[k];
+        }
+    }
+    if (!there) return;
+    save<4>(out, bits, to, a);
+    save<4>(out, bits, to + half, b);
+    if (!over || bits == 32) return;
+    /* halfway past the largest, and more: to infinity */
+    const float limit = bits == 16 ? 65520.f : __uint_as_float(0x7f7f8000u);
+    uint32_t lost = 0;
+    for (int k = 0; k < 4; k++)
+        lost += (fabsf(a.x[k]) >= limit && isfinite(a.x[k])) + (fabsf(b.x[k]) >= limit && isfinite(b.x[k]));
+    if (lost) atomicAdd(&over[h], lost);
+}
+
 template <int V>
 __global__ void gate_up(size_t n_row, size_t n, int act, const void *gate, const void *up, int in_bits, size_t ld_in,
                         const float *bias, void *out, int bits)
@@ -304,6 +349,14 @@ int kv_heads_dev(size_t n_row, size_t n_head, size_t d, const void *proj, int in
         n_head > ROWS_MAX || blocks > ROWS_MAX)
         return BAD;
     if (!blocks) return 0;
+    if ((d == 64 || d == 128 || d == 256) && (!table || rot == d) && four(proj, in_bits, d, ld_proj) &&
+        four(out, bits, d, out_head) && four(bias, 32, d, d) && four(norm_w, 32, d, d) && four(table, 32, d, d)) {
+        auto kernel = d == 64 ? heads8<8> : d == 128 ? heads8<16> : heads8<32>;
+        const size_t n = (n_row * n_head * (d / 8) + THREADS - 1) / THREADS;
+        kernel<<<(unsigned)n, THREADS, 0, stream>>>(n_row, n_head, proj, in_bits, ld_proj, bias, norm_w, w_add, eps,
+                                                    table, out, bits, out_head, over);
+        return (int)cudaGetLastError();
+    }
     heads<<<(unsigned)blocks, THREADS, 0, stream>>>(n_row, n_head, d, proj, in_bits, ld_proj, bias, norm_w, w_add, eps,
                                                     table, rot, out, bits, out_head, over);
     return (int)cudaGetLastError();

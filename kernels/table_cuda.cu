@@ -299,7 +299,8 @@ void check_layernorm(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_
 void check_heads(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
 {
     pool p = {v, seed};
-    const size_t m = c->n_row, nh = c->n_key, d = c->d, rot = c->window, ld = nh * d + 3, oh = (m + 2) * d;
+    const size_t m = c->n_row, nh = c->n_key, d = c->d, rot = c->window, oh = (m + 2) * d;
+    const size_t ld = nh * d + (c->row0 % 2 ? 3 : 4); /* rows that may be read four elements at a time, and others */
     const bool more = c->softcap > 0;
     float *x = floats(&p, m * ld, 2), *bias = floats(&p, nh * d, 1), *w = floats(&p, d, 1);
     float *freq = floats(&p, rot / 2 + 1, 1), *want = floats(&p, nh * oh, 0);
@@ -416,9 +417,10 @@ const kv_case norm_cases[] = {{3, 0, 576, 0, 0, 0, 32},
                               {5, 0, 37, 0, 0, 0, 16},
                               {1, 0, 1, 0, 0, 0, 32},
                               {300, 0, 896, 0, 0, 0, 32}};
-const kv_case heads_cases[] = {{70, 3, 64, 131000, 64, 0, 32}, {33, 5, 128, 4000, 128, 1, 17},
-                               {20, 2, 80, 61, 32, 1, 16},     {9, 4, 48, 0, 0, 0, 16},
-                               {1, 8, 256, 7, 256, 1, 32},     {11, 2, 7, 3, 4, 0, 32}};
+const kv_case heads_cases[] = {
+    {70, 3, 64, 131000, 64, 0, 32}, {33, 5, 128, 4000, 128, 1, 17}, {20, 2, 80, 61, 32, 1, 16},
+    {9, 4, 48, 0, 0, 0, 16},        {1, 8, 256, 7, 256, 1, 32},     {11, 2, 7, 3, 4, 0, 32},
+    {37, 6, 64, 500, 64, 1, 17},    {50, 3, 128, 90, 0, 0, 16},     {21, 2, 256, 8, 256, 1, 16}};
 const kv_case gate_cases[] = {{3, 0, 1536, 0, 0, 0, 32},
                               {2, 0, 14336, 0, 0, 1, 17},
                               {5, 0, 37, 0, 1, 1, 16},
