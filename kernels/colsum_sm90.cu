@@ -2,9 +2,9 @@
  *
  * A block owns 64 keys for each of its WGS consumer warpgroups; their K stays in shared memory. One producer warp
  * copies the query rows in tiles of 128, with lse log2 e of each row beside them (infinity beyond the last row), two or
- * three deep. S^T = K Q^T is 64 keys by 128 rows a warpgroup, so a thread owns two keys. Two to four warpgroups share a
- * block so that the exponentials of one hide behind the products of the others: at d = 128 both units need the same
- * time. */
+ * three deep. S^T = K Q^T is 64 keys by 128 rows a warpgroup, so a thread owns two keys. At d = 128 the products and
+ * the exponentials need the same time of their units, so warpgroups go in pairs: one multiplies while the other adds
+ * up. */
 #include "kernels/attention.cuh"
 #include "kernels/sm90.cuh"
 #include "kernels/wgmma.cuh"
@@ -78,18 +78,24 @@ __global__ void __launch_bounds__(WGS * 128 + 32, 1)
         return;
     }
 
-    const uint32_t quad = lane >> 2, t = lane & 3, mine = j0 + warp / 4 * 64; /* first key of the warpgroup */
+    const uint32_t quad = lane >> 2, t = lane & 3, wg = warp / 4, other = wg ^ WGS / 2;
+    const uint32_t mine = j0 + wg * 64; /* first key of the warpgroup */
     const uint32_t my = mine + (warp & 3) * 16 + quad;
     const uint64_t desc_k = kv_desc(base + warp / 4 * 64 * 128, 0), desc_q = kv_desc(base + L::Q, 0);
     const float cap2 = 2 * KV_LOG2E / a.softcap;
     double sum[2] = {0, 0};
+    float part[2] = {0, 0};
     kv_bar_wait(k_full, 0);
+    /* The second of a pair lets the first go first. */
+    if (wg >= WGS / 2) kv_named_arrive(1 + other, 256);
     for (uint32_t i = 0; i < n_tile; i++) {
         const uint32_t stage = i % STAGES, r0 = first + i * ROWS;
         kv_bar_wait(full + 8 * stage, i / STAGES & 1);
+        kv_named_sync(1 + wg, 256); /* until the other of the pair has its product */
         /* past the diagonal's tile for the later keys of the block there is nothing to add */
-        if (mine <= a.row0 + r0 + ROWS - 1) {
-            float s[64], part[2] = {0, 0};
+        const bool some = mine <= a.row0 + r0 + ROWS - 1;
+        float s[64];
+        if (some) {
             kv_wgmma_fence();
 #pragma unroll
             for (int kk = 0; kk < D / 16; kk++)
@@ -99,6 +105,9 @@ __global__ void __launch_bounds__(WGS * 128 + 32, 1)
             kv_wgmma_commit();
             kv_wgmma_wait<0>();
             kv_hold(s);
+        }
+        if (wg < WGS / 2 || i + 1 < n_tile) kv_named_arrive(1 + other, 256);
+        if (some) {
             if (a.softcap > 0) {
 #pragma unroll
                 for (int x = 0; x < 64; x++) s[x] = kv_cap_dev(s[x] * a.scale, a.softcap, cap2);
@@ -126,8 +135,10 @@ __global__ void __launch_bounds__(WGS * 128 + 32, 1)
                     }
                 }
             }
-            sum[0] += part[0];
-            sum[1] += part[1];
+        }
+        if (i % 4 == 3 || i + 1 == n_tile) { /* f32 over 512 rows, a quarter of them in this lane */
+            sum[0] += part[0], sum[1] += part[1];
+            part[0] = part[1] = 0;
         }
         __syncwarp();
         if (lane == 0) kv_bar_arrive(empty + 8 * stage);

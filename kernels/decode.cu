@@ -17,8 +17,8 @@ enum { M, L, A, C, ARG, N_SUM }; /* what a part of the keys says of a row; ARG i
 KV_DEV void after_previous()
 {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

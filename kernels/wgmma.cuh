@@ -88,25 +88,9 @@ template <int N> KV_DEV void kv_regs_fewer()
 }
 
 /* d (64 x N) = add ? d + a b : a b, 16 deep. SS: a (64 rows) and b (N rows) both from shared memory, summed index along
- * the rows: b is a tile of K or Q. RS: a from registers as in mma m16n8k16, b a turned tile: N elements of 16 rows (V).
- * RK: a from registers, b as in SS.
- */
+ * the rows: b is a tile of K or Q. RS: a from registers as in mma m16n8k16, b a turned tile: N elements of 16 rows (V). */
 template <typename T, int N> struct kv_wgmma;
 template <> struct kv_wgmma<__nv_bfloat16, 64> {
-    KV_DEV static void rk(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add)
-    {
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-                     "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
-                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),
-                       "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),
-                       "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-    }
     KV_DEV static void ss(float (&d)[32], uint64_t a, uint64_t b, int add)
     {
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
@@ -137,20 +121,6 @@ template <> struct kv_wgmma<__nv_bfloat16, 64> {
     }
 };
 template <> struct kv_wgmma<__half, 64> {
-    KV_DEV static void rk(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add)
-    {
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-                     "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
-                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),
-                       "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),
-                       "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-    }
     KV_DEV static void ss(float (&d)[32], uint64_t a, uint64_t b, int add)
     {
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
