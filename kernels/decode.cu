@@ -310,7 +310,8 @@ template <typename T, int D, int STAGES> int launch(const kv_attn_args &g, float
     c.attrs = &early, c.numAttrs = can_overlap() ? 1 : 0;
     e = cudaLaunchKernelEx(&c, kernel, g, scratch, per);
     if (e || split == 1) return (int)e;
-    c.gridDim = a.n_q_head * a.n_row, c.dynamicSmemBytes = (split + 1) * sizeof(float);
+    c.gridDim = a.n_q_head * a.n_row;
+    c.dynamicSmemBytes = (split + 4) / 4 * 16; /* whole 16 bytes: the compiler reads four weights at a time */
     return (int)cudaLaunchKernelEx(&c, decode_join<T>, g, (const float *)scratch, split);
 }
 
