@@ -100,7 +100,7 @@ const kv_metric_def kv_metric_defs[KV_M_COUNT] = {
                          "(policy - base) / (oracle - base) of recall_contested; base = streaming, oracle = oracle, of "
                          "the policy's granularity, protection and page, each with the policy's mean slots in every "
                          "layer and head; undefined where oracle - base < 0.01",
-                         "design.md 4, metrics.md 1.6 M2", "two more rankings, one of them the oracle's"},
+                         "design.md 4, metrics.md 1.6 M2", NULL},
     [KV_M_EVIDENCE_KEPT] = {"evidence_kept", "share", "higher",
                             "share of the evidence tokens that a head's kept set holds; mean over rows, query heads, "
                             "layers",

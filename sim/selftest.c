@@ -96,6 +96,13 @@ static kv_status one_trace(const char *path, tally *t, kv_error *err)
             check(t, all[i] >= all[i - 1] - 1e-9, "%s: recall falls from %.9f to %.9f between %s and %s", who,
                   all[i - 1], all[i], budget[i % n_budget - 1].text, budget[i % n_budget].text);
     }
+    for (size_t i = 0; i < n * sc.n_evict && !st && rp.bound; i++) {
+        const kv_bound_sums *b = &rp.bound[i];
+        const kv_point *x = &point[i / sc.n_evict];
+        check(t, b->tightest <= 1 + 1e-4 && b->disorder <= 1 + 1e-4,
+              "%s %s: the error of a row is %.6f of CriticalKV's bound; bounds out of order by %.6f",
+              spec[x->spec].row->name, budget[x->budget].text, b->tightest, b->disorder);
+    }
     /* the oracle of the same class, protection and slots is never beaten */
     for (size_t i = 0; i < n && !st; i++) {
         const kv_spec *s = &spec[point[i].spec];
@@ -129,7 +136,8 @@ kv_status kv_sim_selftest(int argc, char **argv, kv_error *err)
     if (!st && help) {
         printf("usage: kv-sim selftest TRACE..\n\nChecks identities on each trace: recall in [0,1] and non-decreasing "
                "for nested policies, nothing lost at\n"
-               "the full budget, column sums, the oracle of the same class never beaten.\n\n  kv-sim selftest "
+               "the full budget, column sums, errors below the papers' bounds, the oracle of the same class never "
+               "beaten.\n\n  kv-sim selftest "
                "traces/samples/prose.kvt\n  kv-sim selftest traces/samples/*.kvt\n");
         goto out;
     }

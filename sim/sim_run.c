@@ -46,6 +46,8 @@ static const char HELP[] =
     "  kv-sim run traces/samples/*.kvt -p snapkv,cake,oracle -b 5%,20% --db results.db\n"
     "  kv-sim run traces/samples/prose.kvt -p 'snapkv:window=16|32|64' -b auto --db results.db\n";
 
+#define UNMATCHED 0.05 /* bytes off by more than this share are worth a note */
+
 typedef struct {
     kv_request rq;
     const char *db, *metrics, *detail_name, *shard, *backend, *model_path;
@@ -278,6 +280,10 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     for (size_t i = 0; i < n_point && !st; i++) {
         const kv_ranking *rk = &plan.ranking[plan.ranking_of[point[i].spec]];
         kv_ledger_fill(&plan, point, &rp, i, o->rq.page ? o->rq.page : 1, &ledger);
+        double off = ledger.match_bytes > 0 ? ledger.mean_bytes / ledger.match_bytes - 1 : 0;
+        if (o->match && fabs(off) > UNMATCHED)
+            fprintf(stderr, "kv-sim: note: %s at %s of '%s' holds %+.0f %% bytes: no budget comes nearer\n",
+                    spec[point[i].spec].row->name, o->rq.budget[point[i].budget].text, path, 100 * off);
         kv_run run = {.spec = &spec[point[i].spec],
                       .budget = &o->rq.budget[point[i].budget],
                       .c = point[i].c,

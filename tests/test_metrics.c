@@ -391,9 +391,28 @@ static void check_ledger(const sets *s, const kv_ledger *g, uint32_t page, bool 
            mean_bytes);
 }
 
+/* Slots held while the prompt goes through layer after layer. */
+static void check_prefill(const kv_world *w, const kv_spec *spec, const kv_point *x, uint32_t units, const kv_ledger *g,
+                          const char *who)
+{
+    uint64_t full = w->L * (uint64_t)w->U, before = 0, most = 0;
+    bool cake = !strcmp(spec->row->name, "cake"), pool = !strcmp(spec->row->name, "oracle-global");
+    for (uint32_t l = 0; l < w->n_layer; l++) {
+        uint64_t budget = (uint64_t)x->nominal * w->n_layer * w->U;
+        if (cake) before = budget < l * full ? budget : l * full; /* what the layers so far share */
+        if (pool) before = l * full;                              /* nothing can go before all is seen */
+        if (before + full > most) most = before + full;
+        for (uint32_t u = 0; u < units && !cake && !pool; u++)
+            before += x->counts[l * units + u] * (units == 1 ? w->U : 1);
+    }
+    CHECKF(g->prefill_bytes == most * 8 * w->d, "%s: %llu bytes at most for %llu", who,
+           (unsigned long long)g->prefill_bytes, (unsigned long long)most * 8 * w->d);
+}
+
 static const char POLICIES[] =
     "full,random:window=0,streaming,snapkv:window=8,snapkv:window=8,granularity=layer,ada-snapkv:window=8,"
-    "snapkv:window=8,granularity=query_head,oracle,oracle:granularity=layer,cake:window=8,tova.decode,h2o.mask,"
+    "snapkv:window=8,granularity=query_head,oracle,oracle:granularity=layer,oracle-global,cake:window=8,tova.decode,"
+    "h2o.mask,"
     "criticalkv:"
     "window=8,mixdim.ours:window=8";
 static const uint32_t BUDGETS[] = {0, 1, 9, 40, 1000};
@@ -499,6 +518,7 @@ static void test_world(uint64_t seed)
                 if (page > 1 && kv_schedule_used(&p, point[i].spec)) continue; /* kv-sim refuses the two together */
                 kv_ledger_fill(&p, point, &rp, i, page, &g);
                 check_ledger(&s, &g, page, by_layer, who);
+                check_prefill(&w, &spec[point[i].spec], &point[i], rk->n_unit, &g, who);
             }
         }
         CHECKF(!v.wrong && v.right > 100, "%s: %zu wrong, %zu right", who, v.wrong, v.right);
