@@ -1,5 +1,6 @@
 /* test_model.c - GGUF reader, dequantisation, model loading, on files made here (tests/make_gguf.h) and on goldens. */
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tests/check.h"
@@ -310,6 +311,94 @@ static void test_model_mutated(void)
     CHECKF(!unnamed, "%u messages do not name the file", unnamed);
 }
 
+static void write_bytes(const char *path, const uint8_t *p, size_t n)
+{
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(p, 1, n, f) == n);
+    if (f) fclose(f);
+}
+
+/* The same with a folder: bytes of config.json, of the header of model.safetensors, and its length. */
+static void test_folder_mutated(void)
+{
+    static const char *const file[2] = {"config.json", "model.safetensors"};
+    uint8_t *whole[2] = {NULL, NULL};
+    size_t n[2] = {0, 0}, errors = 0, unnamed = 0;
+    char folder[80], path[2][128];
+    kv_rng rng = {11};
+    kv_error err = {""};
+    snprintf(folder, sizeof folder, "%s/folder", dir);
+    CHECK(!mkdir(folder, 0777));
+    for (int i = 0; i < 2; i++) {
+        char from[128];
+        snprintf(from, sizeof from, "tests/golden/models_extra/tiny/qwen3_moe/%s", file[i]);
+        snprintf(path[i], sizeof path[i], "%s/%s", folder, file[i]);
+        CHECKF(!kv_read_file(from, 1 << 20, &whole[i], &n[i], &err), "%s", err.msg);
+        if (whole[i]) write_bytes(path[i], whole[i], n[i]);
+    }
+    for (int i = 0; i < 400 && whole[0] && whole[1]; i++) {
+        int which = i % 2;
+        uint8_t keep[3];
+        size_t at[3], head = which ? 8 + (size_t)kv_get64(whole[1]) : n[0], left = n[which];
+        kv_model *m;
+        for (int k = 0; k < 3; k++) {
+            at[k] = kv_rng_next(&rng) % (k ? head : which ? 8 : head), keep[k] = whole[which][at[k]];
+            if (k <= i % 3) whole[which][at[k]] = (uint8_t)(kv_rng_next(&rng) % (i % 5 ? 256 : 16) + (i % 5 ? 0 : '0'));
+        }
+        if (i % 7 == 0) left = kv_rng_next(&rng) % n[which]; /* cut */
+        write_bytes(path[which], whole[which], left);
+        if (kv_model_open(folder, i % 4 < 2 ? KV_WEIGHTS_F32 : KV_WEIGHTS_STORED, 2, &m, &err))
+            errors++, unnamed += !strstr(err.msg, folder);
+        kv_model_close(m);
+        for (int k = 2; k >= 0; k--) whole[which][at[k]] = keep[k];
+        write_bytes(path[which], whole[which], n[which]);
+    }
+    kv_model *m;
+    CHECKF(!kv_model_open(folder, KV_WEIGHTS_F32, 2, &m, &err), "%s", err.msg); /* unharmed it loads */
+    kv_model_close(m);
+    CHECKF(errors > 200 && !unnamed, "%zu errors, %zu do not name the folder", errors, unnamed);
+    for (int i = 0; i < 2; i++) remove(path[i]), free(whole[i]);
+    rmdir(folder);
+}
+
+/* Matrices that stay in the file: what kv_tensor_read and kv_tensor_floats give is what the expanded model holds, in
+ * any cut, for cut, turned, interleaved and reordered tensors. */
+static void test_stored(void)
+{
+    static const char *const name[] = {"tests/golden/models_extra/tiny/gpt2", "tests/golden/models_extra/tiny/gptneox",
+                                       "tests/golden/models_extra/tiny/phi3_long",
+                                       "tests/golden/models/gguf/llama256/llama256.Q4_K_M.gguf"};
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        kv_model *a, *b;
+        kv_error err = {""};
+        kv_status sa = kv_model_open(name[i], KV_WEIGHTS_F32, 2, &a, &err);
+        kv_status sb = kv_model_open(name[i], KV_WEIGHTS_STORED, 1, &b, &err);
+        CHECKF(!sa && !sb, "%s", err.msg);
+        if (sa || sb) continue;
+        const kv_layer_weights *x = &a->layer[1], *y = &b->layer[1];
+        const kv_tensor *of_a[] = {&x->wq, &x->wk, &x->wv, &x->wo, &x->ffn->up, &x->ffn->down, &a->output};
+        const kv_tensor *of_b[] = {&y->wq, &y->wk, &y->wv, &y->wo, &y->ffn->up, &y->ffn->down, &b->output};
+        CHECK(y->attn_norm.w && !memcmp(y->attn_norm.w, x->attn_norm.w, a->desc.hidden * sizeof(float)));
+        for (size_t t = 0; t < sizeof of_a / sizeof *of_a; t++) {
+            const kv_tensor *u = of_a[t], *v = of_b[t];
+            float *got = malloc(sizeof *got * u->rows * u->cols), *row = malloc(sizeof *row * u->cols);
+            uint8_t *raw = malloc(v->row_bytes * u->rows);
+            CHECK(u->f32 && !v->f32 && v->rows == u->rows && v->cols == u->cols);
+            for (uint32_t r = 0, step; r < u->rows; r += step) { /* pieces that do not agree with heads */
+                step = u->rows - r < 7 ? u->rows - r : 7;
+                CHECK(!kv_tensor_floats(b, v, r, step, got + (size_t)r * u->cols, &err));
+            }
+            CHECKF(!memcmp(got, u->f32, sizeof *got * u->rows * u->cols), "%s tensor %zu", name[i], t);
+            CHECK(!kv_tensor_read(b, v, 0, u->rows, raw, &err));
+            uint32_t last = u->rows - 1;
+            v->type->expand(raw + last * v->row_bytes, v->cols / v->type->block, row);
+            CHECK(!memcmp(row, u->f32 + (size_t)last * u->cols, sizeof *row * u->cols));
+            free(got), free(row), free(raw);
+        }
+        kv_model_close(a), kv_model_close(b);
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------ model */
 
 static void test_layout(void)
@@ -459,6 +548,8 @@ int main(void)
     test_gguf_damaged();
     test_gguf_fields();
     test_model_mutated();
+    test_folder_mutated();
+    test_stored();
     test_layout();
     test_refusals();
     test_smollm();
