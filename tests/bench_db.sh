@@ -20,17 +20,17 @@ FROM n WHERE i < 24;
 INSERT INTO metric_name SELECT i + 1, CASE i WHEN 0 THEN 'layer_error' WHEN 1 THEN 'recall' WHEN 2 THEN 'head_error' WHEN 3 THEN 'recall_contested'
 WHEN 4 THEN 'delta_nll' ELSE 'metric' || i END, 'unit', CASE WHEN i IN (1, 3) THEN 'higher' ELSE 'lower' END FROM n WHERE i < 12;
 INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, budget_tokens, budget_frac, granularity, page, cut, protect,
-rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, build, wall_s)
+rows, kept_slots, kept_bytes, mean_bytes, peak_bytes, nominal_bytes, full_bytes, prefill_bytes, read_bytes, overspent, seed, detail, wanted, build, wall_s)
 SELECT printf('%08x%08x%08x%08x', t.i * 2654435761 % 4294967296, p.i, b.i, t.i), t.i + 1, p.name, p.name || ':window=32', p.name || ':window=32', '', '', '',
 'definition', ((b.i + 1) * 5) || '%', 60 * (b.i + 1), 0.05 * (b.i + 1), 'kv_head', 1, 'prompt', 'none', 100, 5400 * (b.i + 1), 1382400 * (b.i + 1),
-1382400.0 * (b.i + 1), 1382400 * (b.i + 1), 1382400 * (b.i + 1), 27648000.0, 0, 0, 1, 4095, 'bench', 0.1
+1382400.0 * (b.i + 1), 1382400 * (b.i + 1), 1382400 * (b.i + 1), 27648000.0, 27648000, 1382400.0 * (b.i + 1), 0, 0, 1, 4095, 'bench', 0.1
 FROM n b, n t, (SELECT i, CASE i WHEN 0 THEN 'full' WHEN 1 THEN 'oracle' WHEN 2 THEN 'oracle-layer' WHEN 3 THEN 'oracle-global' WHEN 4 THEN 'snapkv'
 WHEN 5 THEN 'cake' ELSE 'policy' || i END AS name FROM n WHERE i < 28) p WHERE b.i < 20 AND t.i < 24 ORDER BY t.i, p.i, b.i;
 INSERT INTO metric SELECT r.id, m.metric_id, l.i - 1, -1, -1,
 abs(m.metric_id + 20.0 / (r.budget_frac * 100 + 3) + (r.id * 7919 + l.i * 104729 + m.metric_id * 1299709) % 1000 / 5000.0 - l.i / 100.0), 100
 FROM run r, metric_name m, n l WHERE l.i < 31 ORDER BY r.id, m.metric_id, l.i;
 INSERT INTO slots SELECT r.id, l.i, h.i, r.budget_tokens + (CASE r.policy WHEN 'cake' THEN l.i - 15 WHEN 'oracle-global' THEN 3 * h.i ELSE 0 END),
-256 * r.budget_tokens FROM run r, n l, n h WHERE l.i < 30 AND h.i < 3 ORDER BY r.id, l.i, h.i;
+256 * r.budget_tokens, 256.0 * r.budget_tokens FROM run r, n l, n h WHERE l.i < 30 AND h.i < 3 ORDER BY r.id, l.i, h.i;
 COMMIT;
 END
     } | sqlite3 "$db.new" >/dev/null

@@ -352,7 +352,7 @@ static void test_heads(void)
                                                                   : (t % 2 ? 1 : -1) * 0.001 * t)));
                 for (int u = 0; u < 2; u++) /* oracle-global: three quarters to layer 5, all of it to unit 1 */
                     tiny_sql(db,
-                             sqlite3_mprintf("INSERT INTO slots VALUES (%ld, %d, %d, %d, %d)", id, 5 * l, u,
+                             sqlite3_mprintf("INSERT INTO slots VALUES (%ld, %d, %d, %d, %d, 0)", id, 5 * l, u,
                                              p == 2 ? (l ? u * 30 : 5) : 10, 10 * (p == 2 ? (l ? u * 30 : 5) : 10)));
             }
         }
@@ -487,7 +487,7 @@ static void two(const char *x, const char *y)
                 tiny_put(db, (tiny_run){t, "a", "10%", 0.1, .value = 0.1 * t + (k ? 3e-9 : 0)}); /* a BLAS apart */
             tiny_sql(db, sqlite3_mprintf("UPDATE run SET run_id = printf('%%032d', %d), wanted = %d WHERE id = %ld", t,
                                          k ? 3 : 1, id));
-            tiny_sql(db, sqlite3_mprintf("INSERT INTO slots VALUES (%ld, 0, 0, 5, 50)", id));
+            tiny_sql(db, sqlite3_mprintf("INSERT INTO slots VALUES (%ld, 0, 0, 5, 50, 0)", id));
             if (k) tiny_sql(db, sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 7, -1, -1, -1, 0.9, 8)", id));
         }
         sqlite3_close(db);

@@ -66,9 +66,10 @@ static inline long tiny_put(sqlite3 *db, tiny_run r)
                  "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, "
                  "budget_tokens, "
                  "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, "
-                 "mean_bytes, peak_bytes, nominal_bytes, full_bytes, overspent, seed, detail, wanted, "
+                 "mean_bytes, peak_bytes, nominal_bytes, full_bytes, prefill_bytes, read_bytes, overspent, seed, "
+                 "detail, wanted, "
                  "build, wall_s) VALUES (lower(hex(randomblob(16))), %d, %Q, %Q, %Q, '', '', '', 'definition', %Q, %d, "
-                 "%.17g, 'kv_head', %d, %Q, 'none', %d, %d, %d, %.17g, %d, %d, 4000.0, 0, %d, 1, 0, %Q, "
+                 "%.17g, 'kv_head', %d, %Q, 'none', %d, %d, %d, %.17g, %d, %d, 4000.0, 0, 0, 0, %d, 1, 0, %Q, "
                  "0.5)",
                  r.trace, r.policy, r.policy, r.policy, r.budget, (int)(100 * r.frac), r.frac, r.page ? r.page : 1,
                  r.cut ? r.cut : "prompt", r.rows ? r.rows : 8, (int)(bytes / 10), (int)bytes, bytes, (int)bytes,
