@@ -88,7 +88,8 @@ template <int N> KV_DEV void kv_regs_fewer()
 }
 
 /* d (64 x N) = add ? d + a b : a b, 16 deep. SS: a (64 rows) and b (N rows) both from shared memory, summed index along
- * the rows: b is a tile of K or Q. RS: a from registers as in mma m16n8k16, b a turned tile: N elements of 16 rows (V). */
+ * the rows: b is a tile of K or Q. RS: a from registers as in mma m16n8k16, b a turned tile: N elements of 16 rows (V).
+ */
 template <typename T, int N> struct kv_wgmma;
 template <> struct kv_wgmma<__nv_bfloat16, 64> {
     KV_DEV static void ss(float (&d)[32], uint64_t a, uint64_t b, int add)
