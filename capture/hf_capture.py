@@ -65,13 +65,24 @@ def output_projection(attention):
     return None
 
 
+def post_norm(torch, block, hidden):
+    """The RMS norm behind W_O where the architecture has one: weight [hidden] and epsilon; else None. In gemma 2 and 3 and olmo2
+    `post_attention_layernorm` is that norm; elsewhere it stands before the feed-forward layer."""
+    norm = getattr(block, "post_attention_layernorm", None)
+    if norm is None or (hasattr(block, "input_layernorm") and not hasattr(block, "pre_feedforward_layernorm")):
+        return None
+    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0)))
+    ones = torch.ones(1, hidden, device=norm.weight.device)  # of root mean square 1: what comes out is the weight
+    return (norm(ones)[0].float() * (1 + eps) ** 0.5).cpu().numpy(), eps
+
+
 class Recorder:
     """Stands where the model calls attention."""
 
     def __init__(self, torch, args, path, info, tokens, w_kind):
         self.torch, self.args, self.path, self.info, self.tokens = torch, args, path, info, tokens
         self.w_kind, self.writer, self.x, self.done, self.off = w_kind, None, {}, {}, True
-        self.wo = {}
+        self.wo, self.blocks = {}, {}
 
     def open(self, heads, kv_heads, head_dim):
         self.info.update(q_heads=heads, kv_heads=kv_heads, head_dim=head_dim)
@@ -189,6 +200,12 @@ class Recorder:
         if i["record"] != "stats" and self.args.wo != "none" and wo is not None and wo.shape[1] == heads * d:
             i["hidden"] = wo.shape[0]
             self.wo[layer] = wo
+        norm = post_norm(self.torch, self.blocks[layer], i["hidden"]) if layer in self.blocks else None
+        if norm and i["record"] != "stats":
+            bias = getattr(getattr(module, "o_proj", None), "bias", None)
+            bias = np.zeros(i["hidden"], np.float32) if bias is None else bias.float().cpu().numpy()
+            w.put("post_norm", np.stack((norm[0], bias), 1), layer=layer)
+            i["post_norm_eps"] = norm[1]
         progress("layer %d of %d" % (layer + 1, i["n_layer_model"]))
 
     def query_rows(self):
@@ -386,6 +403,8 @@ def capture(args):
                         source={"file": name, "parameters": sum(p.numel() for p in model.parameters()), "vocabulary": vocab},
                         run={"engine": "transformers", "compute": compute, "decode": "greedy" if args.decode else "given"},
                         **rope_facts(model, config))
+    if getattr(config, "residual_multiplier", None) not in (None, 1):
+        info["out_scale"] = float(config.residual_multiplier)
     sha = weights_sha256(args.model)
     if sha:
         info["model_sha256"] = sha
@@ -395,6 +414,7 @@ def capture(args):
         found = re.fullmatch(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)", path)
         if found and any(hasattr(child, "layer_idx") for child in module.children()):
             module.register_forward_pre_hook(rec.entering(int(found[1])), with_kwargs=True)
+            rec.blocks[int(found[1])] = module
             blocks += 1
     if not blocks:
         print("hf_capture: warning: no blocks found in %s: the norm of the residual stream is not recorded" % type(model).__name__, file=sys.stderr)

@@ -78,7 +78,7 @@ def both(name, folder, tmp, tokens, prompt, tol, *more):
               for l in x.info["layers"] for h in range(x.info["q_heads"]))
     check(name + ": row statistics", off <= tol, "off by %g" % off)
     same = [k for k in x.info if k not in ("model", "arch", "source", "run", "prompt_id", "model_sha256", "inv_freq", "rope_theta")]
-    check(name + ": metadata", all(np.allclose(x.info[k], y.info[k]) if k in ("scale", "softcap", "rope_mscale") else x.info[k] == y.info[k] for k in same),
+    check(name + ": metadata", set(same) >= {k for k in ("post_norm_eps", "out_scale") if k in y.info} and all(np.allclose(x.info[k], y.info[k]) if k in ("scale", "softcap", "rope_mscale", "post_norm_eps", "out_scale") else x.info[k] == y.info[k] for k in same),
           str([(k, x.info[k], y.info.get(k)) for k in same if x.info[k] != y.info.get(k)]))
 
 

@@ -40,7 +40,7 @@ except ImportError:
 
 STREAMS = {1: "q", 2: "k", 3: "v", 4: "out", 5: "x", 6: "rowstat", 7: "colsum", 9: "map_window", 10: "map", 12: "wo",
            14: "tokens", 15: "logits", 16: "text", 17: "meta", 19: "xnorm", 20: "nll", 21: "colsum_ctx", 22: "offsets",
-           23: "provenance", 24: "lse"}
+           23: "provenance", 24: "lse", 25: "post_norm"}
 BYTES = {"text", "meta", "provenance"}
 WHOLE = BYTES | {"tokens", "logits", "nll", "offsets"}
 DTYPES = {0: ("<f4", 4), 1: ("<f2", 2), 2: ("<u2", 2), 3: ("u1", 1), 4: ("<u4", 4), 5: ("<i4", 4)}
