@@ -15,9 +15,12 @@
 /* What a full cache scores, where that needs no run. */
 static double known_full(const char *metric)
 {
-    static const char *const one[] = {"recall",      "recall_contested", "recall_prompt", "recall_p10",  "recall_min",
-                                      "head_cosine", "gap_closed",       "top1_agree",    "top5_overlap"};
-    static const char *const zero[] = {"nats_lost", "head_error", "layer_error", "total_variation", "delta_nll", "kl"};
+    static const char *const one[] = {"recall",       "recall_contested", "recall_prompt",     "recall_p10",
+                                      "recall_min",   "head_cosine",      "gap_closed",        "top1_agree",
+                                      "top5_overlap", "evidence_kept",    "evidence_span_half"};
+    static const char *const zero[] = {"nats_lost",         "head_error",   "layer_error",
+                                       "total_variation",   "delta_nll",    "kl",
+                                       "closed_head_error", "stream_error", "evidence_lost_everywhere"};
     for (size_t i = 0; i < sizeof one / sizeof *one; i++)
         if (!strcmp(metric, one[i])) return 1;
     for (size_t i = 0; i < sizeof zero / sizeof *zero; i++)

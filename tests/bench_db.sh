@@ -29,7 +29,7 @@ WHEN 5 THEN 'cake' ELSE 'policy' || i END AS name FROM n WHERE i < 28) p WHERE b
 INSERT INTO metric SELECT r.id, m.metric_id, l.i - 1, -1, -1,
 abs(m.metric_id + 20.0 / (r.budget_frac * 100 + 3) + (r.id * 7919 + l.i * 104729 + m.metric_id * 1299709) % 1000 / 5000.0 - l.i / 100.0), 100
 FROM run r, metric_name m, n l WHERE l.i < 31 ORDER BY r.id, m.metric_id, l.i;
-INSERT INTO slots SELECT r.id, l.i, h.i, r.budget_tokens + (CASE r.policy WHEN 'cake' THEN l.i - 15 WHEN 'oracle-global' THEN 3 * h.i ELSE 0 END),
+INSERT INTO slots (run, layer, head, slots, bytes, read_bytes) SELECT r.id, l.i, h.i, r.budget_tokens + (CASE r.policy WHEN 'cake' THEN l.i - 15 WHEN 'oracle-global' THEN 3 * h.i ELSE 0 END),
 256 * r.budget_tokens, 256.0 * r.budget_tokens FROM run r, n l, n h WHERE l.i < 30 AND h.i < 3 ORDER BY r.id, l.i, h.i;
 COMMIT;
 END

@@ -60,10 +60,13 @@ if KVTRACE_PLOTS=plots sh -e "$tmp/run" >"$tmp/out" 2>&1 && [ -s "$tmp/answer/cu
 fi
 sed -n '/^```sql/,/^```/p' README.md | grep -v '^```' >"$tmp/queries"
 python3 - "$tmp/answer.db" "$tmp/queries" <<'END'
-import sqlite3, sys
+import re, sqlite3, sys
 db = sqlite3.connect(sys.argv[1])
 queries = [q for q in open(sys.argv[2]).read().split(";") if q.strip()]
 assert len(queries) == 10, f"{len(queries)} queries"
+for view, columns in re.findall(r"^\| `(v_(?:run|metric|slots))` \|[^|]*\| `([a-z0-9_ ]*)` \|$", open("README.md").read(), re.M):
+    have = [row[1] for row in db.execute(f"PRAGMA table_info({view})")]
+    assert columns.split() == have, f"{view} has the columns {' '.join(have)}"
 for q in queries:
     # 9 has a row only where a policy keeps another number of bytes than asked
     assert db.execute(q).fetchall() or "kept_of_nominal" in q, f"nothing from {q}"

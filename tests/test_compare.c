@@ -37,6 +37,7 @@ static json_t *ask(command *cmd, kv_analysis a, const char *path, const char *co
     json_error_t why;
     json_t *j = st ? NULL : json_loads(out, 0, &why);
     CHECKF(st || j, "%s: %.200s", why.text, out);
+    free(talk), talk = NULL;
     a.format = KV_OUT_TABLE, a.out = open_memstream(&talk, &m), a.talk = a.out; /* as text: the same verdict */
     kv_error again;
     CHECK((cmd(&a, &again) != KV_OK) == (st != KV_OK));
@@ -351,9 +352,7 @@ static void test_heads(void)
                                                     : l && h == 3 ? 0.2 + 0.001 * t
                                                                   : (t % 2 ? 1 : -1) * 0.001 * t)));
                 for (int u = 0; u < 2; u++) /* oracle-global: three quarters to layer 5, all of it to unit 1 */
-                    tiny_sql(db,
-                             sqlite3_mprintf("INSERT INTO slots VALUES (%ld, %d, %d, %d, %d, 0)", id, 5 * l, u,
-                                             p == 2 ? (l ? u * 30 : 5) : 10, 10 * (p == 2 ? (l ? u * 30 : 5) : 10)));
+                    tiny_slots(db, id, 5 * l, u, p == 2 ? (l ? u * 30 : 5) : 10);
             }
         }
     }
@@ -487,7 +486,7 @@ static void two(const char *x, const char *y)
                 tiny_put(db, (tiny_run){t, "a", "10%", 0.1, .value = 0.1 * t + (k ? 3e-9 : 0)}); /* a BLAS apart */
             tiny_sql(db, sqlite3_mprintf("UPDATE run SET run_id = printf('%%032d', %d), wanted = %d WHERE id = %ld", t,
                                          k ? 3 : 1, id));
-            tiny_sql(db, sqlite3_mprintf("INSERT INTO slots VALUES (%ld, 0, 0, 5, 50, 0)", id));
+            tiny_slots(db, id, 0, 0, 5);
             if (k) tiny_sql(db, sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 7, -1, -1, -1, 0.9, 8)", id));
         }
         sqlite3_close(db);

@@ -58,27 +58,50 @@ static inline void tiny_metric(sqlite3 *db, int id, const char *name, const char
     tiny_sql(db, sqlite3_mprintf("INSERT INTO metric_name VALUES (%d, %Q, 'unit', %Q)", id, name, better));
 }
 
+/* INSERT of the values named; other columns that must not be NULL get 0 or '' (columns are added more often than these
+ * tests need them). Takes sqlite3_mprintf's texts: "a,b" and "1,'x'". */
+static inline void tiny_insert(sqlite3 *db, const char *table, char *columns, char *values)
+{
+    sqlite3_stmt *q = NULL;
+    char *cols = sqlite3_mprintf("%s", columns), *vals = sqlite3_mprintf("%s", values);
+    CHECK(sqlite3_prepare_v2(db,
+                             "SELECT name, type FROM pragma_table_info(?1) WHERE \"notnull\" AND pk = 0 AND dflt_value "
+                             "IS NULL AND instr(',' || ?2 || ',', ',' || name || ',') = 0",
+                             -1, &q, NULL) == SQLITE_OK);
+    sqlite3_bind_text(q, 1, table, -1, SQLITE_STATIC), sqlite3_bind_text(q, 2, columns, -1, SQLITE_STATIC);
+    while (sqlite3_step(q) == SQLITE_ROW) {
+        const char *name = (const char *)sqlite3_column_text(q, 0), *type = (const char *)sqlite3_column_text(q, 1);
+        cols = sqlite3_mprintf("%z,%s", cols, name);
+        vals = sqlite3_mprintf("%z,%s", vals, strcmp(type, "TEXT") ? "0" : "''");
+    }
+    sqlite3_finalize(q);
+    tiny_sql(db, sqlite3_mprintf("INSERT INTO %s (%z) VALUES (%z)", table, cols, vals));
+    sqlite3_free(columns), sqlite3_free(values);
+}
+
 static inline long tiny_put(sqlite3 *db, tiny_run r)
 {
     double bytes = r.bytes > 0 ? r.bytes : 4000 * r.frac;
-    tiny_sql(db,
-             sqlite3_mprintf(
-                 "INSERT INTO run (run_id, trace_id, policy, spec, base, corner, target, oracle, verified, budget, "
-                 "budget_tokens, "
-                 "budget_frac, granularity, page, cut, protect, rows, kept_slots, kept_bytes, "
-                 "mean_bytes, peak_bytes, nominal_bytes, full_bytes, prefill_bytes, read_bytes, overspent, seed, "
-                 "detail, wanted, "
-                 "build, wall_s) VALUES (lower(hex(randomblob(16))), %d, %Q, %Q, %Q, '', '', '', 'definition', %Q, %d, "
-                 "%.17g, 'kv_head', %d, %Q, 'none', %d, %d, %d, %.17g, %d, %d, 4000.0, 0, 0, 0, %d, 1, 0, %Q, "
-                 "0.5)",
-                 r.trace, r.policy, r.policy, r.policy, r.budget, (int)(100 * r.frac), r.frac, r.page ? r.page : 1,
-                 r.cut ? r.cut : "prompt", r.rows ? r.rows : 8, (int)(bytes / 10), (int)bytes, bytes, (int)bytes,
-                 (int)(4000 * r.frac), r.seed, r.build ? r.build : "build 1"));
+    tiny_insert(
+        db, "run",
+        sqlite3_mprintf("run_id,trace_id,policy,spec,base,verified,budget,budget_tokens,budget_frac,granularity,page,"
+                        "cut,protect,rows,kept_slots,kept_bytes,mean_bytes,peak_bytes,nominal_bytes,full_bytes,seed,"
+                        "detail,build,wall_s"),
+        sqlite3_mprintf("lower(hex(randomblob(16))),%d,%Q,%Q,%Q,'definition',%Q,%d,%.17g,'kv_head',%d,%Q,'none',%d,"
+                        "%d,%d,%.17g,%d,%d,4000.0,%d,1,%Q,0.5",
+                        r.trace, r.policy, r.policy, r.policy, r.budget, (int)(100 * r.frac), r.frac,
+                        r.page ? r.page : 1, r.cut ? r.cut : "prompt", r.rows ? r.rows : 8, (int)(bytes / 10),
+                        (int)bytes, bytes, (int)bytes, (int)(4000 * r.frac), r.seed, r.build ? r.build : "build 1"));
     long id = (long)sqlite3_last_insert_rowid(db);
     char *value = r.value == r.value ? sqlite3_mprintf("%.17g", r.value) : sqlite3_mprintf("NULL");
-    tiny_sql(db, sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 1, -1, -1, -1, %s, 8)", id, value));
-    sqlite3_free(value);
+    tiny_sql(db, sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 1, -1, -1, -1, %z, 8)", id, value));
     return id;
+}
+
+static inline void tiny_slots(sqlite3 *db, long run, int layer, int head, int slots)
+{
+    tiny_insert(db, "slots", sqlite3_mprintf("run,layer,head,slots,bytes"),
+                sqlite3_mprintf("%ld,%d,%d,%d,%d", run, layer, head, slots, 10 * slots));
 }
 
 #endif
