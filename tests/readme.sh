@@ -26,7 +26,7 @@ while read -r c; do
     fi
 done <"$tmp/commands"
 # sections whose blocks run as they stand
-for section in 'Bring your own' 'Train an evictor'; do
+for section in 'Bring your own' 'Train an evictor' 'On a GPU'; do
     awk -v s="## $section" '/^## / {in_it = !index($0, s) ? 0 : 1} in_it && /^```/ {on = /^```sh/; next} in_it && on' README.md |
         sed "s|build/kv-|@/kv-|g; s|build/|$tmp/|g; s|@/kv-|$bin/kv-|g" >"$tmp/run"
     if [ -s "$tmp/run" ] && sh -e "$tmp/run" >"$tmp/out" 2>&1; then pass=$((pass + 1)); else
