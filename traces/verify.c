@@ -169,7 +169,8 @@ static kv_status check_lse(void *ctx, uint32_t row, const double *p, double lse,
 static kv_status check_rows(const kv_trace *t, kvt_checked *c, kv_progress *bar, kv_error *err)
 {
     const kv_trace_info *in = &t->info;
-    uint32_t n = in->n_token, first = 0;
+    /* At level obs the last rows of the prompt and the decoded ones have their queries. */
+    uint32_t n = in->n_token, first = in->obs_rows < in->n_prompt && in->obs_rows ? in->n_prompt - in->obs_rows : 0;
     kv_status st = KV_OK;
     /* A few layers are enough to notice a wrong scale, order or rotation. */
     uint32_t step = in->n_layer > 4 ? in->n_layer / 4 : 1;
@@ -179,7 +180,7 @@ static kv_status check_rows(const kv_trace *t, kvt_checked *c, kv_progress *bar,
             if (!kv_trace_has(t, KV_S_Q, s.layer, h, first, n) || !kv_trace_has(t, KV_S_LSE, s.layer, h, first, n) ||
                 !kv_trace_has(t, KV_S_K, s.layer, h / (in->n_q_head / in->n_kv_head), 0, n))
                 continue;
-            st = kvt_derive(t, s.layer, h, first, n, n / SAMPLE_ROWS + 1, check_lse, &s, err);
+            st = kvt_derive(t, s.layer, h, first, n, (n - first) / SAMPLE_ROWS + 1, check_lse, &s, err);
             kv_progress_step(bar, 0, "row sums");
         }
     return st;
