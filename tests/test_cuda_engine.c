@@ -179,6 +179,44 @@ static void test_model(const char *path)
     kv_model_close(f32), kv_model_close(stored);
 }
 
+/* Every step of the forward pass that some architecture has: small models of many. */
+static void test_architectures(void)
+{
+    static const char *const names[] = {"gemma",   "gemma3",         "gemma3_old",     "gpt2",
+                                        "gptneox", "gptneox_serial", "granite",        "llama3_scaled",
+                                        "olmo2",   "phi3_long",      "qwen2_window",   "qwen2_yarn",
+                                        "qwen3",   "qwen3_moe",      "qwen3_moe_plain"};
+    kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F32, .wo = "embed", .threads = 2};
+    int same = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = kv_format("tests/golden/models_extra/tiny/%s", names[i]);
+        kv_model *f32 = NULL, *stored = NULL;
+        kv_error err = {""};
+        CHECKF(!kv_model_open(path, KV_WEIGHTS_F32, 2, &f32, &err) &&
+                   !kv_model_open(path, KV_WEIGHTS_STORED, 2, &stored, &err),
+               "%s: %s", names[i], err.msg);
+        free(path);
+        if (!f32 || !stored) continue;
+        kv_job j = job_of(40, 30, 20, 0, f32->desc.n_vocab);
+        CHECKF(!capture(f32, q, false, NULL, j, "cpu.kvt", NULL, &err), "%s: %s", names[i], err.msg);
+        kv_engine_options o = {.dtype = KV_F32, .threads = 2, .capacity = 40, .chunk = 16};
+        kv_engine *e = NULL;
+        kv_status st = kv_engine_open_cuda(stored, &o, &e, &err);
+        if (f32->desc.act == KV_ACT_GELU) {
+            CHECKF(st == KV_EUNSUPPORTED && strstr(err.msg, "exact GELU"), "%s: %s", names[i], err.msg);
+        } else {
+            CHECKF(!st && !capture(stored, q, true, &e, j, "gpu.kvt", NULL, &err), "%s: %s", names[i], err.msg);
+            compare(names[i], "cpu.kvt", "gpu.kvt", 2e-5);
+            same += !st;
+        }
+        kv_engine_close(e);
+        CHECK(fake.live == 0 && fake.strangers == 0);
+        job_done(&j);
+        kv_model_close(f32), kv_model_close(stored);
+    }
+    CHECKF(same >= 10, "%d", same);
+}
+
 /* Every call to the device in turn is the first that fails. */
 static void test_failures(void)
 {
@@ -272,6 +310,7 @@ int main(void)
     test_model("synthetic:tiny");
     test_model("synthetic:tiny-qwen");
     test_model(GGUF);
+    test_architectures();
     test_failures();
     test_refusals();
     char *rm = kv_format("rm -rf '%s'", dir);

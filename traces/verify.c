@@ -169,14 +169,16 @@ static kv_status check_lse(void *ctx, uint32_t row, const double *p, double lse,
 static kv_status check_rows(const kv_trace *t, kvt_checked *c, kv_progress *bar, kv_error *err)
 {
     const kv_trace_info *in = &t->info;
-    /* At level obs the last rows of the prompt and the decoded ones have their queries. */
-    uint32_t n = in->n_token, first = in->obs_rows < in->n_prompt && in->obs_rows ? in->n_prompt - in->obs_rows : 0;
+    uint32_t n = in->n_token;
     kv_status st = KV_OK;
     /* A few layers are enough to notice a wrong scale, order or rotation. */
     uint32_t step = in->n_layer > 4 ? in->n_layer / 4 : 1;
     for (uint32_t l = 0; l < in->n_layer && !st; l += step)
         for (uint32_t h = 0; h < in->n_q_head && !st; h++) {
             sample s = {t, in->layer[l], h, &c->rows};
+            /* At level obs the last rows of the prompt and the decoded ones have their queries. */
+            bool all = kv_trace_has(t, KV_S_Q, s.layer, h, 0, n) || in->obs_rows >= in->n_prompt;
+            uint32_t first = all ? 0 : in->n_prompt - in->obs_rows;
             if (!kv_trace_has(t, KV_S_Q, s.layer, h, first, n) || !kv_trace_has(t, KV_S_LSE, s.layer, h, first, n) ||
                 !kv_trace_has(t, KV_S_K, s.layer, h / (in->n_q_head / in->n_kv_head), 0, n))
                 continue;
