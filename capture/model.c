@@ -103,3 +103,14 @@ void kv_model_close(kv_model *m)
     free(m->layer), free(m->ffns), free(m->arena);
     free(m);
 }
+
+uint32_t kv_model_eos(const kv_model *m)
+{
+    return m->tok ? kv_tokenizer_eos(m->tok) : UINT32_MAX;
+}
+
+const char *kv_model_token_bytes(const kv_model *m, uint32_t id, size_t *n)
+{
+    *n = 0;
+    return m->tok ? kv_token_bytes(m->tok, id, n) : NULL;
+}

@@ -142,6 +142,10 @@ kv_status kv_model_open(const char *path, kv_weights weights, uint32_t threads, 
 /* Fills desc.sha256: of the one file; of several, the hash over their hashes in order. */
 kv_status kv_model_hash(kv_model *m, kv_error *err);
 void kv_model_close(kv_model *m);
+/* Of the model's vocabulary, for those who only read tokens: the end token (UINT32_MAX: none), and the bytes of a token
+ * (not zero-terminated, owned by the model; NULL without a vocabulary). */
+uint32_t kv_model_eos(const kv_model *m);
+const char *kv_model_token_bytes(const kv_model *m, uint32_t id, size_t *n);
 
 /* Rows row .. row+n-1 of a matrix in this header's order, into dst: as stored blocks (n * row_bytes bytes; what a GPU
  * uploads), or as floats, checked to be finite. Any number of threads at once. The second works for every model, the

@@ -105,6 +105,23 @@ void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const k
     for (size_t p = 1; p < n_point; p++) *kv_measure_sums(m, point[p], x->head) = *first;
 }
 
+static void add_norms(kv_measure *m, size_t point, size_t r0, size_t n, const double *norm)
+{
+    double *sum = &m->out->layer_error[point * m->plan->scene->n_evict + m->l.order];
+    for (size_t r = 0; r < n; r++) {
+        double rel = m->ref[r0 + r] > 0 ? norm[r] / m->ref[r0 + r] : 0;
+        *sum += rel;
+        if (m->step) m->step[point * m->plan->scene->n_row + r0 + r].v[KV_STEP_SQUARE] += rel * rel;
+    }
+}
+
+void kv_account_norms(kv_measure *m, size_t point, size_t r0, size_t n, const float *norm)
+{
+    double scaled[KV_LAYER_ROWS], factor = m->plan->scene->info->out_scale;
+    for (size_t r = 0; r < n; r++) scaled[r] = (double)norm[r] * (factor > 0 ? factor : 1);
+    add_norms(m, point, r0, n, scaled);
+}
+
 kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
                            kv_error *err)
 {
@@ -113,12 +130,7 @@ kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, s
     /* point by point: a row's place in a product decides its last bits, and must not depend on the other points */
     for (size_t i = 0; i < n_point && !st; i++) {
         st = kv_measure_project(m, r0, n, diff + i * n * m->l.n_q_head * m->l.d, norm, err);
-        double *sum = &m->out->layer_error[point[i] * m->plan->scene->n_evict + m->l.order];
-        for (size_t r = 0; r < n && !st; r++) {
-            double rel = m->ref[r0 + r] > 0 ? norm[r] / m->ref[r0 + r] : 0;
-            *sum += rel;
-            if (m->step) m->step[point[i] * m->plan->scene->n_row + r0 + r].v[KV_STEP_SQUARE] += rel * rel;
-        }
+        if (!st) add_norms(m, point[i], r0, n, norm);
     }
     free(norm);
     return st;

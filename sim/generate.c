@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "capture/tokenizer.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "sim/closed_attend.h"
@@ -145,7 +144,7 @@ kv_status kv_generate(const kv_plan *p, const kv_point *point, size_t n_point, c
     run g = {.plan = p, .n_step = n_step, .threads = threads, .n_vocab = m->desc.n_vocab, .n_branch = 1};
     kv_engine *e = NULL;
     size_t *of = NULL, n;
-    uint32_t eos = m->tok ? kv_tokenizer_eos(m->tok) : UINT32_MAX;
+    uint32_t eos = kv_model_eos(m);
     kv_engine_options o = {
         .dtype = sc->info->dtype, .threads = threads, .capacity = sc->n_prompt + n_step, .no_cache = true};
     *out = (kv_generated){.n_point = n_point, .n_step = n_step};
@@ -235,7 +234,7 @@ double kv_answer_found(const kv_generated *g, size_t i, const kv_model *m, const
     FILE *f = m->tok ? open_memstream(&bytes, &n) : NULL;
     for (uint32_t t = 0; f && t < g->n_step && g->token[i * g->n_step + t] != UINT32_MAX; t++) {
         size_t len;
-        const char *piece = kv_token_bytes(m->tok, g->token[i * g->n_step + t], &len);
+        const char *piece = kv_model_token_bytes(m, g->token[i * g->n_step + t], &len);
         if (piece) fwrite(piece, 1, len, f);
     }
     if (f && !fclose(f)) text = fold(bytes, n);

@@ -1,5 +1,5 @@
 /* measure.c - a layer under measurement. */
-#include "sim/measure.h"
+#include "sim/measure_gpu.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -141,7 +141,10 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
         m->step[i].n[KV_STEP_SQUARE] = 1;
     if (!st && m->out->layer_error) st = reference(m, err);
     if (!st && m->out->layer_error) st = triangle(m, err);
-    if (!st) st = kv_measure_is_local(m) ? kv_measure_local(m, err) : kv_measure_prefixes(m, err);
+    if (!st)
+        st = kv_measure_is_local(m)               ? kv_measure_local(m, err)
+             : m->plan->gpu && kv_gpu_pass_can(m) ? kv_measure_prefixes_gpu(m->plan->gpu, m, err)
+                                                  : kv_measure_prefixes(m, err);
     if (!st && m->out->bound && !(st = kv_bounds_open(m, &bounds, err))) m->bounds = &bounds;
     if (!st) st = prefix_facts(m, err);
     if (!st && schedules) st = kv_measure_schedules(m, err);

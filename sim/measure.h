@@ -89,6 +89,9 @@ void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const k
 kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
                            kv_error *err);
 
+/* The same when ||W_O (o - o_hat)|| of n <= KV_LAYER_ROWS rows is known: norm [n], without the model's factor. */
+void kv_account_norms(kv_measure *m, size_t point, size_t r0, size_t n, const float *norm);
+
 /* Series of one more layer into those of the layers before it; n = points times rows. */
 void kv_steps_merge(kv_step_sums *all, const kv_step_sums *layer, size_t n);
 

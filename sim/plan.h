@@ -38,7 +38,8 @@ typedef struct {
     kv_spec *derived;    /* [2 n_spec] future mass and the scorer that sees the future, of specs with oracle= */
     size_t n_ranking;
     kv_ranking *ranking;
-    unsigned needs; /* KV_NEED_* of all scorers together */
+    struct kv_gpu_pass *gpu; /* where prefix points are measured (measure_gpu.h); NULL = on the CPU. Borrowed */
+    unsigned needs;          /* KV_NEED_* of all scorers together */
     uint32_t max_window;
 } kv_plan;
 

@@ -5,10 +5,12 @@
 
 #include "kernels/parallel.h"
 #include "sim/bounds.h"
+#include "kernels/gpu.h"
 #include "sim/closed.h"
 #include "sim/commands.h"
 #include "sim/gap_closed.h"
 #include "sim/generate.h"
+#include "sim/measure_gpu.h"
 #include "sim/oracle.h"
 #include "sim/results.h"
 #include "sim/schedule.h"
@@ -39,7 +41,7 @@ static const char HELP[] =
     "      --gap             also what `kv-analyze gap` needs: each policy with its order, heads and layers in the "
     "hands\n"
     "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
-    "      --backend B       auto or cpu\n"
+    "      --backend B       where prefix policies are measured: cpu (auto), or cuda\n"
     "      --model MODEL     run the model itself with the evicted cache: delta_nll, kl, top1_agree, top5_overlap\n"
     "      --generate        with --model: let it answer by itself, 64 greedy tokens: answer_found, first_divergence\n"
     "\n"
@@ -51,7 +53,8 @@ static const char HELP[] =
 typedef struct {
     kv_request rq;
     const char *db, *metrics, *detail_name, *shard, *backend, *model_path;
-    kv_model *model; /* NULL without --model */
+    kv_model *model;  /* NULL without --model */
+    kv_gpu_pass *gpu; /* NULL: on the CPU */
     bool generate;
     uint32_t jobs, shard_i, shard_n;
     kv_metric_set wanted;
@@ -69,8 +72,9 @@ static kv_status resolve(options *o, kv_error *err)
     if (st) return st;
     if (!o->db) o->db = "results.db";
     if (!o->jobs) o->jobs = kv_cpu_count();
-    if (o->backend && strcmp(o->backend, "auto") && strcmp(o->backend, "cpu"))
-        return kv_fail(err, KV_EMISUSE, "--backend '%s': replay runs on the CPU so far; want auto or cpu", o->backend);
+    if (!o->backend) o->backend = "auto";
+    if (strcmp(o->backend, "auto") && strcmp(o->backend, "cpu") && strcmp(o->backend, "cuda"))
+        return kv_fail(err, KV_EMISUSE, "--backend '%s': want auto, cpu or cuda", o->backend);
     o->detail = -1;
     for (int d = 0; d < 4; d++)
         if (!strcmp(o->detail_name ? o->detail_name : "layer", DETAIL[d])) o->detail = d;
@@ -242,6 +246,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     if (st || !n_point) goto out;
     bar = kv_progress_start(path, sc.n_evict, "layers");
     st = kv_plan_build(&sc, spec, n_spec, o->jobs, &plan, err);
+    plan.gpu = o->gpu;
     for (size_t i = 0; i < n_point && !st; i++) {
         st = kv_array(&point[i].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[point[i].spec]].n_unit,
                       sizeof(uint32_t), err);
@@ -398,6 +403,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     if (!st) st = resolve(&o, err);
     if (!st) kv_spec_print_unread(o.rq.spec, o.rq.n_spec);
     if (!st && o.model_path) st = kv_model_open(o.model_path, KV_WEIGHTS_F32, o.jobs, &o.model, err);
+    if (!st && !strcmp(o.backend, "cuda")) st = kv_gpu_pass_open(&o.gpu, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
     if (!st) st = kv_results_open(o.db, &db, err);
     kv_catch_signals();
@@ -414,6 +420,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
 out:
     kv_results_close(db);
     kv_model_close(o.model);
+    kv_gpu_pass_close(o.gpu);
     kv_request_free(&o.rq);
     kv_list_free(&rest);
     return st;
