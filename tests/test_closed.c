@@ -331,7 +331,7 @@ static void test_answers(const kv_model *m)
     const char text[] = "the code is 12345 and\n THE  end";
     for (size_t i = 0; i < 2 * KV_GENERATE_STEPS; i++) token[i] = UINT32_MAX;
     if (!m->tok || kv_tokenize(m->tok, text, strlen(text), false, false, &t, &err)) {
-        CHECK(!"a tokenizer that takes the text");
+        CHECKF(false, "no tokenizer takes the text: %s", err.msg);
         return;
     }
     for (size_t i = 0; i < t.n && i < KV_GENERATE_STEPS; i++) token[i] = t.id[i];
