@@ -25,8 +25,10 @@ typedef struct {
     size_t slot_bytes;         /* K and V of one token of one KV head in the trace's dtype */
     /* set by the caller, 0 from kv_scene_open */
     uint64_t mem_limit; /* bytes that ranking and replay may hold, or 0 = no limit */
-    size_t n_asked;     /* (policy, budget) points of the whole request, those of other shards and those that are stored
-                           already among them: what decides how W_O is applied must be the same for all of them */
+    uint64_t wanted; /* metrics that will be measured, bit per kv_metric_id: a pass that does not fit is refused before
+                        the one ahead of it begins */
+    size_t n_asked;  /* (policy, budget) points of the whole request, those of other shards and those that are stored
+                        already among them: what decides how W_O is applied must be the same for all of them */
 } kv_scene;
 
 /* Position i counts for contested recall: outside F = the first 4 and last 32 prompt tokens and all tokens after the

@@ -45,6 +45,8 @@ typedef struct {
 /* Measure evicting layer `index` of all points: fills out's entries of that layer. */
 kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err);
 kv_status kv_measure_prefixes(kv_measure *m, kv_error *err);
+/* Points that kv_measure_prefixes measures at once, where layer errors are wanted; width = Hq * d. */
+size_t kv_measure_points_at_once(size_t width);
 kv_status kv_measure_schedules(kv_measure *m, kv_error *err);
 /* Is it enough, and less work, to read what is kept? Masses only, and log-sum-exps in the trace. */
 bool kv_measure_is_local(const kv_measure *m);

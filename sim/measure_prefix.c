@@ -231,12 +231,16 @@ static kv_status some_points(kv_measure *m, size_t from, size_t to, kv_error *er
     return st;
 }
 
+size_t kv_measure_points_at_once(size_t width)
+{
+    size_t most = DIFF_BYTES / (KV_LAYER_ROWS * width * sizeof(float));
+    return most < POINTS_LEAST ? POINTS_LEAST : most;
+}
+
 kv_status kv_measure_prefixes(kv_measure *m, kv_error *err)
 {
-    size_t width = (size_t)m->l.n_q_head * m->l.d,
-           most = m->out->layer_error ? DIFF_BYTES / (KV_LAYER_ROWS * width * sizeof(float)) : SIZE_MAX;
+    size_t most = m->out->layer_error ? kv_measure_points_at_once((size_t)m->l.n_q_head * m->l.d) : m->n_point;
     kv_status st = KV_OK;
-    if (most < POINTS_LEAST) most = POINTS_LEAST;
     for (size_t from = 0, to; from < m->n_point && !st; from = to) {
         to = m->n_point - from < most ? m->n_point : from + most;
         st = some_points(m, from, to, err);

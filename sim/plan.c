@@ -8,6 +8,7 @@
 #include "kernels/parallel.h"
 #include "sim/dmath.h"
 #include "sim/mask.h"
+#include "sim/memory.h"
 #include "sim/oracle.h"
 #include "sim/schedule.h"
 #include "sim/scorer.h"
@@ -320,6 +321,12 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
     }
     if (!st) st = kv_array(&j.st, scene->n_evict, sizeof *j.st, err);
     if (!st) st = kv_array(&j.err, scene->n_evict, sizeof *j.err, err);
+    if (!st && scene->n_asked) { /* said now, not after the ranking pass */
+        uint32_t any = threads;
+        st = kv_memory_fit(scene, "measuring", kv_memory_held(p, scene->n_asked, scene->wanted),
+                           kv_memory_measure(p, scene->n_asked, scene->wanted), &any, err);
+    }
+    if (!st) st = kv_memory_fit(scene, "ranking", kv_memory_held(p, 0, 0), kv_memory_rank(p), &threads, err);
     if (!st && work) {
         kv_parallel(scene->n_evict, threads, rank_task, &j);
         for (uint32_t l = 0; l < scene->n_evict && !st; l++)

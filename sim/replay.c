@@ -7,6 +7,7 @@
 
 #include "kernels/parallel.h"
 #include "sim/measure.h"
+#include "sim/memory.h"
 #include "traces/cli.h"
 
 typedef struct {
@@ -68,7 +69,9 @@ kv_status kv_replay_run(const kv_plan *p, const kv_point *point, size_t n_point,
     }
     if (!kv_mul(n_point, (size_t)sc->n_evict * sc->info->n_q_head, &n))
         return kv_fail(err, KV_ENOMEM, "too many points");
-    kv_status st = kv_array(&out->head, n, sizeof *out->head, err);
+    kv_status st = kv_memory_fit(sc, "measuring", kv_memory_held(p, n_point, wanted),
+                                 kv_memory_measure(p, n_point, wanted), &threads, err);
+    if (!st) st = kv_array(&out->head, n, sizeof *out->head, err);
     if (!st) st = kv_array(&out->read, n, sizeof *out->read, err);
     if (!st) st = kv_array(&out->rows, n_point * sc->n_evict, sizeof *out->rows, err);
     if (!st && wo && (wanted >> KV_M_LAYER_ERROR & 1))

@@ -1,4 +1,5 @@
 /* sim_run.c - `kv-sim run`: traces x policies x budgets into results.db. Only what is missing is computed. */
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <time.h>
@@ -41,6 +42,7 @@ static const char HELP[] =
     "      --gap             also what `kv-analyze gap` needs: each policy with its order, heads and layers in the "
     "hands\n"
     "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
+    "      --mem-limit B     e.g. 2GiB: fewer layers at a time, so that memory stays below it; a trace may be larger\n"
     "      --backend B       where prefix policies are measured: cpu (auto), or cuda\n"
     "      --model MODEL     run the model itself with the evicted cache: delta_nll, kl, top1_agree, top5_overlap\n"
     "      --generate        with --model: let it answer by itself, 64 greedy tokens: answer_found, first_divergence\n"
@@ -58,6 +60,7 @@ typedef struct {
     bool generate;
     uint32_t jobs, shard_i, shard_n;
     kv_metric_set wanted;
+    uint64_t mem_limit;
     int detail;
     bool gap;
     bool match;
@@ -220,7 +223,8 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     clock_gettime(CLOCK_MONOTONIC, &t0);
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
-    sc.n_asked = room;
+    sc.n_asked = room, sc.mem_limit = o->mem_limit;
+    sc.wanted = o->wanted | (o->detail >= KV_DETAIL_STEP ? KV_M_STEPS : 0);
     if (!st) st = kv_array(&spec, o->rq.n_spec, sizeof *spec, err);
     if (!st) st = kv_array(&point, room, sizeof *point, err);
     if (!st) st = kv_array(&id, room, sizeof *id, err);
@@ -389,6 +393,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                      {"shard", 0, KV_OPT_STR, &o.shard},
                      {"gap", 0, KV_OPT_FLAG, &o.gap},
                      {"match-bytes", 0, KV_OPT_FLAG, &o.match},
+                     {"mem-limit", 0, KV_OPT_BYTES, &o.mem_limit},
                      {"backend", 0, KV_OPT_STR, &o.backend},
                      {"model", 0, KV_OPT_STR, &o.model_path},
                      {"generate", 0, KV_OPT_FLAG, &o.generate},
@@ -405,6 +410,9 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     if (!st && o.model_path) st = kv_model_open(o.model_path, KV_WEIGHTS_F32, o.jobs, &o.model, err);
     if (!st && !strcmp(o.backend, "cuda")) st = kv_gpu_pass_open(&o.gpu, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
+#ifdef M_MMAP_THRESHOLD
+    if (o.mem_limit) mallopt(M_MMAP_THRESHOLD, 256 << 10); /* what is freed goes back to the system at once */
+#endif
     if (!st) st = kv_results_open(o.db, &db, err);
     kv_catch_signals();
     for (size_t i = 0; i < rest.n && !st; i++) {

@@ -57,6 +57,14 @@ uint64_t kvt_run_end(const kv_trace *t, uint32_t stream, uint32_t layer, uint32_
     return from;
 }
 
+uint64_t kv_trace_largest_chunk(const kv_trace *t)
+{
+    uint64_t most = t->side ? kv_trace_largest_chunk(t->side) : 0;
+    for (size_t i = 0; i < t->n; i++)
+        if (t->entry[i].raw > most) most = t->entry[i].raw;
+    return most;
+}
+
 bool kv_trace_has(const kv_trace *t, kv_stream s, uint32_t layer, uint32_t head, uint32_t a, uint32_t b)
 {
     size_t count;

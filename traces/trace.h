@@ -95,6 +95,8 @@ const char *kv_trace_path(const kv_trace *t);
  * (stream, layer, head, token). Two captures of the same run on the same machine have the same content hash. */
 const char *kv_trace_content_sha256(const kv_trace *t);
 
+/* Bytes of the largest chunk, decoded: three times that is what a thread's reads take at most. */
+uint64_t kv_trace_largest_chunk(const kv_trace *t);
 /* True when every row a..b-1 of (stream, layer number, head) is stored. Whole-trace streams: layer = head = 0. */
 bool kv_trace_has(const kv_trace *t, kv_stream s, uint32_t layer, uint32_t head, uint32_t a, uint32_t b);
 /* Elements per token of a stored stream (head_dim, 4, 1, ...); 0 when the stream is absent. */

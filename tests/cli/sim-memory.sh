@@ -1,0 +1,29 @@
+# A trace larger than --mem-limit: the peak stays below it, the numbers are the same, and where one layer does not fit it says so.
+. "$CLI/lib.sh"
+if ! python3 -c 'import resource, sqlite3' 2>/dev/null; then
+    skip 'python3 is not installed: peaks cannot be measured'
+    exit 0
+fi
+peak() { # peak MIB CMD..: CMD succeeds and its largest resident set stays below MIB
+    python3 - "$@" <<'END'
+import resource, subprocess, sys
+subprocess.run(sys.argv[2:], check=True, stderr=subprocess.DEVNULL)
+got = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+if got >= float(sys.argv[1]):
+    sys.exit(f"peak {got:.1f} MiB, wanted below {sys.argv[1]}")
+END
+}
+if ! peak 20 kv-sim metrics >.out 2>.err; then
+    skip 'this build takes much memory for itself (a sanitizer?)'
+    exit 0
+fi
+kv-trace synth --layers 32 --q-heads 4 --kv-heads 4 --head-dim 64 --tokens 1600 --prompt-tokens 1500 -o big.kvt
+check 'the trace is larger than the limit' test "$(wc -c <big.kvt)" -gt $((60 << 20))
+run="kv-sim run big.kvt -p snapkv,cake,h2o,tova.decode,criticalkv,mixdim.ours -b 5%,20%"
+check 'without a limit' $run -j 8 --db free.db
+check 'with one, the peak stays below it' peak 60 $run -j 8 --mem-limit 60MiB --db tight.db
+for x in free tight; do python3 "$CLI/dump.py" $x.db >$x.txt; done
+check 'and the numbers are the same' cmp free.txt tight.txt
+refused 2 'mem-limit 30MiB: ' $run --mem-limit 30MiB --db called_out.db
+check 'it says how much would do' grep -q 'give at least [0-9]*MiB' .err
+ok $run --mem-limit "$(sed -n 's/.*give at least \([0-9]*MiB\).*/\1/p' .err)" -b 5% --db said.db
