@@ -47,9 +47,10 @@ static json_t *policy_json(const kv_policy *p, const kv_spec *s)
     }
     char *oracle = NULL, *class = NULL;
     if (s) kv_oracle_of(s, &oracle, &class, NULL);
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:o}", "name", p->name, "summary", p->summary,
-                          "paper", p->paper, "source", p->source, "verified", p->verified, "nested", p->nested, "class",
-                          class, "oracle", oracle, "parameters", params);
+    const char *replay = s ? kv_replay_class_names[kv_replay_class_of(s)] : NULL;
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s?, s:s?, s:s?, s:o}", "name", p->name, "summary",
+                          p->summary, "paper", p->paper, "source", p->source, "verified", p->verified, "nested",
+                          p->nested, "class", class, "oracle", oracle, "replay", replay, "parameters", params);
     free(oracle), free(class);
     return o;
 }
@@ -94,6 +95,11 @@ static kv_status print_policy(const char *name, kv_error *err)
             const kv_decode_rule *rule = &kv_decode_rules[s[k].decode];
             printf("  phase     %s; %s\n", s[k].prompt_cut ? "the decode rule cuts the prompt too" : "one cut",
                    s[k].decode ? rule->help : "every later token is kept");
+            static const char *const REPLAY[] = {"one walk along the ranking serves every budget",
+                                                 "the order is formed once, every budget makes its set from it",
+                                                 "every budget is simulated"};
+            kv_replay_class replay = kv_replay_class_of(&s[k]);
+            printf("  replay    %s: %s\n", kv_replay_class_names[replay], REPLAY[replay]);
             printf("  class     %s\n", class);
             if (oracle) printf("  oracle    %s\n", oracle);
             printf("  parameters (all can be changed: %s%s:key=value,...)\n", s[k].plugin ? "plugin:" : "",
@@ -116,6 +122,20 @@ static kv_status print_policy(const char *name, kv_error *err)
     return st;
 }
 
+/* A line of the table. A policy that wants a file is asked for one that is not read here. */
+static kv_status print_row(const kv_policy *p, kv_error *err)
+{
+    kv_spec *s = NULL;
+    size_t n = 0;
+    char *arg = kv_format("%s%s", p->name, strstr(p->slots, "heads=table") ? ":importance=FILE" : "");
+    kv_status st = arg ? kv_spec_parse(arg, &s, &n, err) : kv_fail(err, KV_ENOMEM, "out of memory");
+    if (!st)
+        printf("%-27s %-62s %-9s %s\n", p->name, p->summary, kv_replay_class_names[kv_replay_class_of(s)], p->nested);
+    for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
+    free(s), free(arg);
+    return st;
+}
+
 kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
 {
     kv_list rest = {0};
@@ -134,10 +154,10 @@ kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
     } else if (!st && rest.n) {
         for (size_t i = 0; i < rest.n && !st; i++) st = print_policy(rest.v[i], err);
     } else if (!st) {
-        printf("%-27s %-62s %s\n", "policy", "what it keeps", "nested in the budget");
-        for (const kv_policy *p = kv_policies; p->name; p++) printf("%-27s %-62s %s\n", p->name, p->summary, p->nested);
-        printf("%-27s %-62s %s\n", "mask:FILE.npy", "a kept set made elsewhere", "no");
-        printf("%-27s %-62s %s\n", "plugin:./FILE.so", "a score of your own (sim/kvtrace_policy.h)",
+        printf("%-27s %-62s %-9s %s\n", "policy", "what it keeps", "replay", "nested in the budget");
+        for (const kv_policy *p = kv_policies; p->name && !st; p++) st = print_row(p, err);
+        printf("%-27s %-62s %-9s %s\n", "mask:FILE.npy", "a kept set made elsewhere", "as it is", "no");
+        printf("%-27s %-62s %-9s %s\n", "plugin:./FILE.so", "a score of your own (sim/kvtrace_policy.h)", "ranking",
                "yes with uniform layers and heads");
         printf("\nplain names: per KV head, window inside the budget; SOURCE.NAME reproduces a code base\n");
     }

@@ -13,8 +13,7 @@ uint64_t kv_memory_measure(const kv_plan *p, size_t n_point, kv_metric_set wante
 /* Bytes that stay for the whole run: orders and scores of the rankings; with points their counts and sums too. */
 uint64_t kv_memory_held(const kv_plan *p, size_t n_point, kv_metric_set wanted);
 /* Lower *threads to what fits under the scene's mem_limit (0: any number) when each thread holds `task` bytes and all
- * together `held`. KV_EMISUSE when not even one fits; it names `least` (bytes per task of the hungriest pass, with
- * `least_held` beside it) as what would do. doing = "ranking", "measuring". */
+ * together `held`. KV_EMISUSE when not even one fits; it says what would do. doing = "ranking", "measuring". */
 kv_status kv_memory_fit(const kv_scene *sc, const char *doing, uint64_t held, uint64_t task, uint32_t *threads,
                         kv_error *err);
 

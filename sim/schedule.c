@@ -7,11 +7,19 @@
 #include "sim/mixdim.h"
 #include "sim/select.h"
 
+const char *const kv_replay_class_names[] = {"ranking", "chain", "simulated"};
+
+kv_replay_class kv_replay_class_of(const kv_spec *s)
+{
+    if (s->oracle & KV_ORACLE_STEPS) return KV_REPLAY_SIMULATED;
+    if (s->oracle & KV_ORACLE_RANK) return KV_REPLAY_RANKING; /* a prefix of the oracle's order */
+    if (s->decode != KV_DECODE_KEEP || s->select == KV_SELECT_BLOCKS) return KV_REPLAY_SIMULATED;
+    return s->select >= KV_SELECT_TWO_STAGE ? KV_REPLAY_CHAIN : KV_REPLAY_RANKING;
+}
+
 bool kv_schedule_needed(const kv_spec *s)
 {
-    if (s->oracle & KV_ORACLE_STEPS) return true;
-    if (s->oracle & KV_ORACLE_RANK) return false; /* a prefix of the oracle's order */
-    return s->decode != KV_DECODE_KEEP || s->select >= KV_SELECT_TWO_STAGE;
+    return kv_replay_class_of(s) != KV_REPLAY_RANKING;
 }
 
 bool kv_schedule_used(const kv_plan *p, size_t i)

@@ -16,7 +16,15 @@ typedef struct {
                         the prompt = nothing is missing */
 } kv_schedule;
 
-/* True when policies of this spec need schedules instead of prefixes. */
+/* How the engine serves a policy's budgets; what `kv-sim policies` prints. */
+typedef enum {
+    KV_REPLAY_RANKING,  /* kept sets are prefixes of an order that no budget changes: one walk serves all of them */
+    KV_REPLAY_CHAIN,    /* the order is formed once; each budget makes its own set from it */
+    KV_REPLAY_SIMULATED /* each budget is simulated, row by row or block by block */
+} kv_replay_class;
+kv_replay_class kv_replay_class_of(const kv_spec *s);
+extern const char *const kv_replay_class_names[]; /* index = class */
+/* True when policies of this spec need schedules instead of prefixes: every class but the first. */
 bool kv_schedule_needed(const kv_spec *s);
 /* The same for policy i of a plan: mask files that say when entries leave among them. */
 bool kv_schedule_used(const kv_plan *p, size_t i);
