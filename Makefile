@@ -123,7 +123,7 @@ test:
 	@sh tests/run.sh $(OUT)
 tests: $(TESTS) $(PLUGINS)
 ## bench: timings as CSV, one row per thing measured (needs `make model`)
-bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path
+bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path $(OUT)/tests/bench_replay
 	@sh tests/bench.sh $(OUT)
 ## test-gpu: what needs a CUDA device: kernels against their definitions, captures; counts as skipped without one
 test-gpu: all $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda

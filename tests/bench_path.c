@@ -1,6 +1,6 @@
 /* bench_path.c MODEL PROMPTS.jsonl ID - the main jobs end to end, as CSV: capture against the same model's plain
- * forward pass, compression and reading per stream, replay at 1 and 64 budgets. Every ratio compares two things of the
- * same run, alternated; medians of REPEAT. */
+ * forward pass, compression and reading per stream. Every ratio compares two things of the same run, alternated;
+ * medians of REPEAT. Replay: bench_replay.c. */
 #include <stdlib.h>
 #include <time.h>
 
@@ -124,42 +124,6 @@ static void stream(const kv_trace *t, kv_stream s, kv_dtype dtype)
     free(x), free(raw);
 }
 
-/* Seconds for one plan and replay; the layers are loaded from the trace each time. */
-static double replay(const kv_trace *t, const char *policies, int n_budget, kv_metric_set wanted, double *cpu)
-{
-    kv_error e = {""};
-    kv_scene sc;
-    kv_spec *spec = NULL;
-    kv_plan plan;
-    kv_replay rp;
-    size_t n_spec = 0, n = 0;
-    double t0 = now_s(CLOCK_MONOTONIC), c0 = now_s(CLOCK_PROCESS_CPUTIME_ID);
-    if (kv_scene_open(t, "prompt", 0, &sc, &e) || kv_spec_parse(policies, &spec, &n_spec, &e) ||
-        kv_plan_build(&sc, spec, n_spec, kv_cpu_count(), &plan, &e))
-        die(&e);
-    sc.n_asked = n_spec * (size_t)n_budget;
-    kv_point *p = calloc(n_spec * (size_t)n_budget, sizeof *p);
-    for (size_t i = 0; i < n_spec && p; i++)
-        for (int b = 0; b < n_budget; b++, n++) {
-            /* evenly spaced up to half of the prompt; a single budget is the largest of them */
-            kv_budget bud = {KV_BUDGET_TOKENS, (double)(sc.n_cut / 2 * (unsigned)(b + 1) / (unsigned)n_budget), ""};
-            p[n] = (kv_point){.spec = i,
-                              .c = kv_budget_resolve(&bud, sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
-            if (kv_array(&p[n].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[i]].n_unit, sizeof(uint32_t),
-                         &e) ||
-                kv_plan_counts(&plan, i, &p[n].c, p[n].counts, &e))
-                die(&e);
-        }
-    if (!p || kv_replay_run(&plan, p, n, wanted, kv_cpu_count(), NULL, NULL, &rp, &e)) die(&e);
-    *cpu = now_s(CLOCK_PROCESS_CPUTIME_ID) - c0;
-    double s = now_s(CLOCK_MONOTONIC) - t0;
-    for (size_t i = 0; i < n; i++) free(p[i].counts);
-    for (size_t i = 0; i < n_spec; i++) kv_spec_free(&spec[i]);
-    free(p), free(spec);
-    kv_replay_free(&rp), kv_plan_free(&plan), kv_scene_close(&sc);
-    return s;
-}
-
 int main(int argc, char **argv)
 {
     kv_error e = {""};
@@ -178,7 +142,7 @@ int main(int argc, char **argv)
            j.n_token - j.n_prompt, kv_cpu_count(), kv_build_id());
     printf("name,what,median,min,unit\n");
     capture(m, &j);
-    /* replay the qkv trace, which has everything */
+    /* streams of the qkv trace, which has everything */
     kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F16, .wo = "embed", .threads = kv_cpu_count()};
     kv_capture_plan p;
     kv_capture_result res;
@@ -187,29 +151,6 @@ int main(int argc, char **argv)
     kv_capture_plan_close(&p);
     if (kv_trace_open("build/bench.kvt", &t, &e)) die(&e);
     for (kv_stream s = KV_S_Q; s <= KV_S_V; s++) stream(t, s, KV_F16), stream(t, s, KV_BF16);
-    static const char *const ALL = "streaming,knorm,h2o,tova,snapkv,pyramidkv,ada-snapkv,cake";
-    static const char *const FAMILY = "snapkv,pyramidkv,ada-snapkv,ada-pyramidkv,snapkv:layers=cake";
-    kv_metric_set cheap = KV_M_BIT(KV_M_RECALL) | KV_M_BIT(KV_M_HEAD_ERROR), all = kv_metric_default();
-    double one[REPEAT], many[REPEAT], family[REPEAT], layer[REPEAT], eight[REPEAT], sixteen[REPEAT], c[6][REPEAT];
-    for (int r = 0; r < REPEAT; r++) {
-        one[r] = replay(t, "snapkv", 1, cheap, &c[0][r]), many[r] = replay(t, "snapkv", 64, cheap, &c[1][r]);
-        family[r] = replay(t, FAMILY, 16, cheap, &c[2][r]), sixteen[r] = replay(t, "snapkv", 16, cheap, &c[5][r]),
-        layer[r] = replay(t, "snapkv", 64, all, &c[3][r]), eight[r] = replay(t, ALL, 16, all, &c[4][r]);
-    }
-    row("replay", "snapkv 1 budget: recall and head error", one, REPEAT, "s"),
-        row("replay", "snapkv 64 budgets: recall and head error", many, REPEAT, "s");
-    row("replay", "snapkv 16 budgets: recall and head error", sixteen, REPEAT, "s");
-    row("replay", "5 allocations of one ranking: 16 budgets", family, REPEAT, "s");
-    row("replay", "snapkv 64 budgets: default metrics", layer, REPEAT, "s"),
-        row("replay", "8 policies x 16 budgets: default metrics", eight, REPEAT, "s");
-    double c1 = row("replay_cpu", "snapkv 1 budget: recall and head error", c[0], REPEAT, "CPU-s"),
-           c64 = row("replay_cpu", "snapkv 64 budgets: recall and head error", c[1], REPEAT, "CPU-s");
-    double c16 = row("replay_cpu", "snapkv 16 budgets: recall and head error", c[5], REPEAT, "CPU-s");
-    double cf = row("replay_cpu", "5 allocations of one ranking: 16 budgets", c[2], REPEAT, "CPU-s");
-    row("replay_cpu", "snapkv 64 budgets: default metrics", c[3], REPEAT, "CPU-s"),
-        row("replay_cpu", "8 policies x 16 budgets: default metrics", c[4], REPEAT, "CPU-s");
-    printf("replay_cost,64 budgets / 1,%.3f,,ratio\nreplay_cost,5 allocations / 1 at 16 budgets,%.3f,,ratio\n",
-           c64 / c1, cf / c16);
     kv_trace_close(t);
     kv_job_free(&j);
     kv_prompts_free(&ps);

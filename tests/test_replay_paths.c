@@ -7,7 +7,6 @@
  * to 1e-6 */
 #include "kernels/kernels.h"
 #include "sim/replay.h"
-#define kv_value kv_value_row /* metric.h has a type of that name */
 #include "tests/twins.h"
 #include "traces/npy.h"
 
@@ -76,8 +75,8 @@ static void close_it(replayed *x)
 }
 
 /* Budgets first..last of these policies. */
-static kv_status replay(const kv_scene *sc, const char *const *policies, size_t n, int first, int last, unsigned wanted,
-                        replayed *x, kv_error *e)
+static kv_status replay(const kv_scene *sc, const char *const *policies, size_t n, int first, int last,
+                        kv_metric_set wanted, replayed *x, kv_error *e)
 {
     *x = (replayed){0};
     kv_status st = KV_OK;
@@ -110,7 +109,7 @@ static kv_head_sums by_definition(const kv_world *w, uint32_t l, uint32_t h, con
     uint32_t late[N];
     uint8_t flag[N];
     kv_attn_shape s = {T, N, D, L, 0, w->scene.info->scale, 0};
-    const float *v = kv_value_row(w, l, h / w->g, 0);
+    const float *v = kv_value_at(w, l, h / w->g, 0);
     kv_head_sums sum = {.n = T};
     for (uint32_t i = 0; i < N; i++) late[i] = (L + i) % N, flag[i] = in_contest(i);
     kv_probs_turned_ref(&s, 1, w->t.q + ((l * w->H + h) * (size_t)N + L) * D, 0, kv_key(w, l, h / w->g, 0), p, 16, lse);
@@ -161,7 +160,7 @@ static brute by_brute_force(const kv_world *w, uint32_t l, const bool *seen, uin
             for (size_t j = 0; j < D; j++) {
                 double o = 0, hat = 0;
                 for (uint32_t i = 0; i < L + r + 1; i++) {
-                    double x = a[i] * kv_value_row(w, l, h / w->g, i)[j];
+                    double x = a[i] * kv_value_at(w, l, h / w->g, i)[j];
                     o += x, hat += in[i] ? x / R : 0;
                 }
                 diff[h * D + j] = o - hat, e2 += (o - hat) * (o - hat), n2 += o * o;
@@ -210,7 +209,7 @@ static void every_policy(size_t n_asked)
     if (!world(&w, &info)) return;
     w.scene.n_asked = n_asked; /* above 4 * W / T: layer errors go through the triangular factor */
     for (const kv_policy *p = kv_policies; p->name && n < POLICIES_MAX; p++) arg[n++] = argument(p);
-    const unsigned every = (1u << KV_M_COUNT) - 1;
+    const kv_metric_set every = kv_metric_default();
     kv_status st = replay(&w.scene, (const char *const *)arg, n, 0, BUDGETS - 1, every, &all, &e);
     CHECKF(!st && all.n == n * BUDGETS, "%s", e.msg);
     for (size_t i = 0; i < all.n && !st; i++) {
@@ -278,7 +277,7 @@ static void every_policy(size_t n_asked)
 static void local(void)
 {
     static const char *const FEW[] = {"snapkv:window=4", "knorm:window=4,granularity=query_head", "tova", "full"};
-    enum { CHEAP = 1u << KV_M_RECALL | 1u << KV_M_NATS_LOST | 1u << KV_M_RECALL_PROMPT };
+    const kv_metric_set CHEAP = KV_M_BIT(KV_M_RECALL) | KV_M_BIT(KV_M_NATS_LOST) | KV_M_BIT(KV_M_RECALL_PROMPT);
     kv_error e = {""};
     kv_trace *t = NULL;
     kv_scene sc = {0};
@@ -287,7 +286,7 @@ static void local(void)
     kv_status st = kv_trace_open("traces/samples/prose.kvt", &t, &e);
     if (!st) st = kv_scene_open(t, "prompt", 0, &sc, &e);
     if (!st) st = replay(&sc, FEW, 4, 0, 1, CHEAP, &near, &e);
-    if (!st) st = replay(&sc, FEW, 4, 0, 1, CHEAP | 1u << KV_M_RECALL_CONTESTED, &far, &e);
+    if (!st) st = replay(&sc, FEW, 4, 0, 1, CHEAP | KV_M_BIT(KV_M_RECALL_CONTESTED), &far, &e);
     CHECKF(!st && BUDGET[1] * 3 < sc.n_cut / 2, "%s", e.msg);
     for (size_t i = 0; i < near.n * sc.n_evict * sc.info->n_q_head && !st; i++) {
         const kv_head_sums *a = &near.rp.head[i], *b = &far.rp.head[i];
