@@ -157,7 +157,7 @@ static kv_status figure_rows(const kv_analysis *a, kv_db *db, kv_selection *s, c
     if (!st && !rows->n_row)
         st = kv_fail(err, KV_EMISSING,
                      "no data for figure '%s' in this selection of '%s' (by head it needs kv-sim run "
-                     "--detail head, gap needs kv-sim run --gap)",
+                     "--detail head, by step --detail step, gap needs kv-sim run --gap)",
                      f->name, a->db);
     free(what);
     return st;

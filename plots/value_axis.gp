@@ -6,6 +6,9 @@ unset logscale y # ranges and scales of an earlier panel would bind stats
 set yrange [*:*]
 stats csv using (is_name(name) ? (better = strcol("better"), column("mean")) : NaN) nooutput name "V"
 stats csv using (is_name(name) && column("mean") > 0 ? column("mean") : NaN) nooutput name "W"
+# stats without a number leaves its variables undefined
+if (!exists("V_max")) { V_min = 0; V_max = 0 }
+if (!exists("W_max")) { W_records = 0; W_max = 0 }
 logy = better eq "lower" && W_records > 0 && W_max > 0
 if (logy) {
     least = W_min > W_max/1000 ? W_min/1.3 : W_max/1000
@@ -30,6 +33,6 @@ if (logy) {
     if (V_max <= 1 && V_min >= 0 && better eq "higher") { set yrange [0:1] } else { set yrange [(V_min < 0 ? V_min : 0):*] }
 }
 drawn(v) = v >= least ? v : NaN
-# An edge of the band: only where the mean is drawn, and not below the axis.
-edge(v, mean) = mean >= least ? (v >= least ? v : least) : NaN
+# An edge of the band: only where there is one (two prompts or more) and the mean is drawn, and not below the axis.
+edge(v, mean) = v == v && mean >= least ? (v >= least ? v : least) : NaN
 scale = logy ? " (log)" : ""

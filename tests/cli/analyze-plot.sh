@@ -3,7 +3,7 @@
 
 synth t.kvt
 synth u.kvt --seed 2
-kv-sim run t.kvt u.kvt -p snapkv,recency,cake,oracle -b 5%,20%,50% --detail head --gap --db r.db 2>/dev/null || fail 'cannot make r.db'
+kv-sim run t.kvt u.kvt -p snapkv,recency,cake,oracle -b 5%,20%,50% --detail step --gap --db r.db 2>/dev/null || fail 'cannot make r.db'
 
 # no gnuplot in PATH
 mkdir nothing
@@ -36,6 +36,23 @@ ok kv-analyze plot cake --trace-file t.kvt -b 20% -o one
 check 'cake.svg is one' grep -q '</svg>' one/cake.svg
 ok kv-analyze plot cake --trace-file t.kvt -b 20% -o two
 check 'cake twice: the same files' diff -r one two
+# errors of the full cache alone are all 0: nothing to draw on a logarithmic axis
+ok kv-sim run t.kvt -p full -b 20% --db full.db
+ok kv-analyze plot curve --db full.db --metric layer_error -o full
+# 300 rows: two to a point, each the mean of its rows
+synth long.kvt --tokens 500 --prompt-tokens 200
+ok kv-sim run long.kvt -p snapkv,full -b 20% --detail step --metrics recall --db long.db
+ok kv-analyze plot staleness --db long.db -o long
+if have python3; then
+    check 'staleness: a point is the mean of its rows' python3 -c '
+import csv, sqlite3
+db = sqlite3.connect("long.db")
+points = [r for r in csv.DictReader(open("long/staleness.csv")) if r["policy"] == "snapkv"]
+rows = [v for v, in db.execute("SELECT value FROM v_metric WHERE policy = \"snapkv\" AND metric = \"recall\" AND step IS NOT NULL AND layer IS NULL ORDER BY step")]
+assert len(rows) == 300 and len(points) == 150, (len(rows), len(points))
+for i, p in enumerate(points):
+    assert float(p["step"]) == 2 * i + 0.5 and abs(float(p["mean"]) - (rows[2 * i] + rows[2 * i + 1]) / 2) < 1e-12, p'
+fi
 check 'no leftovers' test -z "$(find . -name '*.partial' -o -name '*.tmp' -o -name '*.gp')"
 if have python3; then
     check 'every svg is well-formed' python3 -c '
