@@ -126,9 +126,10 @@ tests: $(TESTS) $(PLUGINS)
 bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path $(OUT)/tests/bench_replay
 	@sh tests/bench.sh $(OUT)
 ## test-gpu: what needs a CUDA device: kernels against their definitions, captures; counts as skipped without one
-test-gpu: all $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda
+test-gpu: all $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda $(OUT)/tests/test_cuda_replay
 	$(OUT)/tests/test_kernels
 	$(OUT)/tests/test_cuda
+	$(OUT)/tests/test_cuda_replay
 	python3 tests/gpu_check.py $(OUT) $(or $(wildcard ../shared/golden/models),tests/golden/models) build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 ## bench-gpu: rates of the device kernels beside cuBLAS and, where python3 has torch, its fused attention
 bench-gpu: $(OUT)/tests/bench_attention
