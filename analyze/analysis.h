@@ -64,6 +64,12 @@ kv_status kv_curve_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_grou
  * low high n undefined label series variant. KV_EMISSING when no run has what the decomposition needs. */
 kv_status kv_gap_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_group_note *note, kv_error *err);
 
+/* What `gap` prints under its tables: a sentence (and a line) a policy about where its loss comes from, at s->budget,
+ * for s->metric. KV_EMISSING as kv_gap_load. */
+kv_status kv_gap_sentences(kv_db *db, const kv_selection *s, FILE *f, kv_error *err);
+/* The statement that gives the numbers in them, and the metrics to try in this order. */
+extern const char kv_gap_means[], *const kv_gap_metrics[];
+
 /* Lines about rows that were merged, left out, or not the same prompts everywhere. Empty when there is nothing to say.
  */
 void kv_print_note(FILE *talk, const kv_group_note *note);

@@ -5,16 +5,28 @@
 
 #include <math.h>
 
+/* Rows per run; a run has several of them: ways and terms. */
+#define GAP_FROM                                                                                                       \
+    " FROM v_gap g JOIN v_run r ON r.run_id = g.run_id"                                                                \
+    " LEFT JOIN v_metric e ON e.run_id = g.run_id AND e.metric = 'layer_error' AND e.layer IS NULL AND e.step IS NULL" \
+    " LEFT JOIN v_corner o ON o.run_id = g.run_id AND o.metric = 'layer_error' AND o.layer IS NULL AND o.step IS NULL" \
+    "  AND o.corner IN ('rank', 'drops') AND o.target = 'recall'"                                                      \
+    " WHERE g.metric = :metric AND"
+
 static const char SQL[] =
     "SELECT r.model, r.policy, r.spec, r.granularity, r.page, r.cut, r.protect, r.budget, g.metric, g.unit, g.way,"
     " g.term, r.category || '/' || r.prompt AS prompt, r.budget_frac, g.place, e.value AS layer_error,"
-    " o.value AS oracle_layer_error, g.value"
-    " FROM v_gap g JOIN v_run r ON r.run_id = g.run_id"
-    " LEFT JOIN v_metric e ON e.run_id = g.run_id AND e.metric = 'layer_error' AND e.layer IS NULL AND e.step IS NULL"
-    " LEFT JOIN v_corner o ON o.run_id = g.run_id AND o.metric = 'layer_error' AND o.layer IS NULL AND o.step IS NULL"
-    "  AND o.corner IN ('rank', 'drops') AND o.target = 'recall'"
-    " WHERE g.metric = :metric AND (:budgets IS NOT NULL OR r.budget = :budget) AND" KV_WHERE_RUN
+    " o.value AS oracle_layer_error, g.value" GAP_FROM " (:budgets IS NOT NULL OR r.budget = :budget) AND" KV_WHERE_RUN
     "ORDER BY r.model, r.budget_frac, r.budget, r.policy, r.spec, g.way, g.place, r.run_id";
+
+#define VARIANT "policy, spec, granularity, page, cut, protect"
+const char kv_gap_means[] =
+    "SELECT " VARIANT ", budget, way, term, avg(value) AS mean, avg(layer_error) AS layer_error,"
+    " avg(oracle_layer_error) AS oracle_layer_error, count(value) AS prompts FROM (SELECT r.policy, r.spec,"
+    " r.granularity, r.page, r.cut, r.protect, r.budget, g.way, g.term, g.place, avg(e.value) AS layer_error,"
+    " avg(o.value) AS oracle_layer_error, avg(g.value) AS value" GAP_FROM " r.budget = :budget AND" KV_WHERE_RUN
+    "GROUP BY r.policy, r.spec, r.granularity, r.page, r.cut, r.protect, r.budget, g.way, g.term, r.category, r.prompt)"
+    " GROUP BY " VARIANT ", budget, way, term ORDER BY " VARIANT ", way, place";
 
 static const char *const WAYS[] = {"forward", "reverse", "mean"};
 static const char *const SAYS[] = {"ranking, then heads, then layers handed to the oracle",
@@ -120,15 +132,15 @@ static void put(FILE *f, double x, bool share, int dec)
         fprintf(f, "%.*f", dec, x);
 }
 
-static void print_sentence(FILE *f, const char *metric, const columns *c, const policy_terms *t, bool share, int dec)
+static void print_sentence(FILE *f, const char *metric, const columns *c, const policy_terms *t, int dec)
 {
+    bool share = !strncmp(metric, "recall", 6);
     static const struct {
         int place;
         const char *words;
     } PART[] = {{STATICNESS, "staticness"}, {LAYERS, "the layer split"}, {HEADS, "the head split"}};
     const kv_cell *const *way = (const kv_cell *const *)t->term[0], *row = way[LOST];
     bool rule = !way[HEADS];
-    fputs("  ", f);
     kv_put_plain(f, kv_cell_text(&row[c->label]), row[c->label].len);
     fputs(": at ", f);
     kv_put_plain(f, kv_cell_text(&row[c->budget]), row[c->budget].len);
@@ -168,10 +180,7 @@ static void print_sentence(FILE *f, const char *metric, const columns *c, const 
 static kv_status print_tables(const kv_analysis *a, const kv_sheet *s, const columns *c, const char *metric,
                               kv_error *err)
 {
-    double largest = 0;
-    bool share = !strncmp(metric, "recall", 6);
-    for (size_t r = 0; r < s->n_row; r++) largest = fmax(largest, fabs(kv_cell_number(kv_sheet_at(s, r, c->mean))));
-    int dec = kv_decimals(largest);
+    int dec = kv_decimals(kv_column_largest(s, c->mean));
     kv_put_plain(a->out, metric, strlen(metric));
     fputs(": loss against the full cache and where it comes from, mean over prompts\n", a->out);
     for (size_t from = 0, to; from < s->n_row; from = to) {
@@ -189,7 +198,8 @@ static kv_status print_tables(const kv_analysis *a, const kv_sheet *s, const col
         fputs("\n", a->out);
         for (size_t r = from; r < to;) {
             policy_terms p = read_policy(s, c, r);
-            print_sentence(a->out, metric, c, &p, share, dec);
+            fputs("  ", a->out);
+            print_sentence(a->out, metric, c, &p, dec);
             r = p.next;
         }
     }
@@ -219,29 +229,55 @@ kv_status kv_gap_load(kv_db *db, const kv_selection *s, kv_sheet *out, kv_group_
     return st;
 }
 
+const char *const kv_gap_metrics[] = {"recall_contested", "recall", NULL};
+
+/* Load and sort. */
+static kv_status load(kv_db *db, const kv_selection *s, kv_sheet *t, columns *c, kv_group_note *note, kv_error *err)
+{
+    kv_status st = kv_gap_load(db, s, t, note, err);
+    if (st) return st;
+    *c = (columns){kv_sheet_find(t, "model"),
+                   kv_sheet_find(t, "budget_frac"),
+                   kv_sheet_find(t, "budget"),
+                   kv_sheet_find(t, "series"),
+                   kv_sheet_find(t, "way"),
+                   kv_sheet_find(t, "place"),
+                   kv_sheet_find(t, "mean"),
+                   kv_sheet_find(t, "label"),
+                   kv_sheet_find(t, "layer_error"),
+                   kv_sheet_find(t, "oracle_layer_error"),
+                   kv_sheet_find(t, "n")};
+    return kv_sheet_sort(t, cmp_rows, c, err);
+}
+
+kv_status kv_gap_sentences(kv_db *db, const kv_selection *s, FILE *f, kv_error *err)
+{
+    kv_sheet t = {0};
+    kv_group_note note;
+    columns c;
+    kv_status st = load(db, s, &t, &c, &note, err);
+    int dec = st ? 0 : kv_decimals(kv_column_largest(&t, c.mean));
+    for (size_t r = 0; r < t.n_row && !st;) {
+        policy_terms p = read_policy(&t, &c, r);
+        if (!strcmp(kv_cell_text(kv_sheet_at(&t, r, c.budget)), s->budget)) print_sentence(f, s->metric, &c, &p, dec);
+        r = p.next;
+    }
+    kv_sheet_free(&t);
+    return st;
+}
+
 kv_status kv_cmd_gap(const kv_analysis *a, kv_error *err)
 {
-    static const char *const metrics[] = {"recall_contested", "recall", NULL};
     kv_db *db = NULL;
     kv_selection s = {0};
     kv_sheet t = {0};
     kv_group_note note;
+    columns c;
     kv_status st;
-    if ((st = kv_analysis_open(a, &db, &s, err)) || (st = kv_selection_metric(db, &s, a->metric, metrics, err)) ||
-        (st = kv_selection_budget(db, &s, err)) || (st = kv_gap_load(db, &s, &t, &note, err)))
+    if ((st = kv_analysis_open(a, &db, &s, err)) ||
+        (st = kv_selection_metric(db, &s, a->metric, kv_gap_metrics, err)) || (st = kv_selection_budget(db, &s, err)) ||
+        (st = load(db, &s, &t, &c, &note, err)))
         goto out;
-    columns c = {kv_sheet_find(&t, "model"),
-                 kv_sheet_find(&t, "budget_frac"),
-                 kv_sheet_find(&t, "budget"),
-                 kv_sheet_find(&t, "series"),
-                 kv_sheet_find(&t, "way"),
-                 kv_sheet_find(&t, "place"),
-                 kv_sheet_find(&t, "mean"),
-                 kv_sheet_find(&t, "label"),
-                 kv_sheet_find(&t, "layer_error"),
-                 kv_sheet_find(&t, "oracle_layer_error"),
-                 kv_sheet_find(&t, "n")};
-    if ((st = kv_sheet_sort(&t, cmp_rows, &c, err))) goto out;
     st = a->format == KV_OUT_TABLE ? print_tables(a, &t, &c, s.metric, err) : kv_print_data(a, s.metric, &t, err);
     if (!st) kv_print_note(a->talk, &note);
 out:

@@ -57,21 +57,22 @@ static kv_status put_list(kv_report *r, const char *title, const char *sql, kv_e
 static kv_status put_command(kv_report *r, kv_error *err)
 {
     static const struct {
-        const char *before, *between, *sql;
-    } PART[] = {{"kv-sim run", " ", "SELECT DISTINCT r.trace || '.kvt' FROM v_run r WHERE" KV_WHERE_RUN "ORDER BY 1"},
-                {" \\\n  -p", " \\\n  -p", "SELECT DISTINCT r.spec FROM v_run r WHERE" KV_WHERE_RUN "ORDER BY 1"},
-                {" \\\n  -b", ",",
-                 "SELECT r.budget FROM v_run r WHERE" KV_WHERE_RUN "GROUP BY r.budget ORDER BY avg(r.budget_frac)"}};
+        const char *before, *between, *format, *sql;
+    } PART[] = {
+        {"kv-sim run", "", " %s", "SELECT DISTINCT r.trace || '.kvt' FROM v_run r WHERE" KV_WHERE_RUN "ORDER BY 1"},
+        {" \\\n  -p", " \\\n  -p", " '%s'", "SELECT DISTINCT r.spec FROM v_run r WHERE" KV_WHERE_RUN "ORDER BY 1"},
+        {" \\\n  -b ", ",", "%s",
+         "SELECT r.budget FROM v_run r WHERE" KV_WHERE_RUN "GROUP BY r.budget ORDER BY avg(r.budget_frac)"},
+        {" \\\n  --cut ", " or ", "%s", "SELECT DISTINCT r.cut FROM v_run r WHERE r.cut <> 'prompt' AND" KV_WHERE_RUN},
+        {" ", "", "%s", "SELECT '--gap' WHERE EXISTS (SELECT 1 FROM v_corner WHERE corner <> '')"}};
     fputs("<details><summary>Command to repeat it</summary><pre><code>", r->f);
-    for (int k = 0; k < 3; k++) {
+    for (size_t k = 0; k < sizeof PART / sizeof *PART; k++) {
         kv_sheet s = {0};
         kv_status st = kv_query(r->db, "the command", PART[k].sql, r->s.bind, r->s.n_bind, &s, err);
         if (st) return st;
         for (size_t i = 0; i < s.n_row; i++) {
-            fputs(i && k ? PART[k].between : PART[k].before, r->f);
-            if (!k && i) fputs("", r->f);
-            kv_html_format(r->f, k == 2 && i ? "%s" : k == 1 ? " '%s'" : " %s", kv_cell_text(kv_sheet_at(&s, i, 0)));
-            if (!k) continue;
+            fputs(i ? PART[k].between : PART[k].before, r->f);
+            kv_html_format(r->f, PART[k].format, kv_cell_text(kv_sheet_at(&s, i, 0)));
         }
         kv_sheet_free(&s);
     }
@@ -235,9 +236,33 @@ static kv_status for_model(kv_report *r, const char *model, kv_status (*part)(kv
     return part(r, err);
 }
 
+/* The figure and the sentences of `kv-analyze gap`; a line where the runs it needs are not there. */
 static kv_status gap(kv_report *r, kv_error *err)
 {
-    return figure(r, "gap", "where the loss came from: budget, layer split, head split, ranking", err);
+    char *headline = r->s.metric, *text = NULL;
+    size_t size = 0;
+    kv_error why = {.msg = ""};
+    FILE *m = open_memstream(&text, &size);
+    r->s.metric = NULL;
+    kv_status st = m ? kv_selection_metric(r->db, &r->s, NULL, kv_gap_metrics, &why) : KV_ENOMEM;
+    if (!st) st = kv_gap_sentences(r->db, &r->s, m, &why);
+    if (m && fclose(m)) st = KV_ENOMEM;
+    if (!st) {
+        st = figure(r, "gap", "where the loss came from: budget, layer split, head split, ranking", err);
+        fputs("<ul class=\"gap\">\n", r->f);
+        for (const char *p = text; *p; p += strcspn(p, "\n") + 1)
+            fputs("<li>", r->f), kv_html_put(r->f, p, strcspn(p, "\n")), fputs("</li>\n", r->f);
+        fputs("</ul>\n", r->f);
+        kv_html_sql(r->f, "the numbers of the figure and of these sentences", kv_gap_means, r->s.bind, r->s.n_bind);
+    } else if (st == KV_EMISSING) {
+        fputs("<p>", r->f), kv_html_puts(r->f, why.msg), fputs("</p>\n", r->f);
+        st = KV_OK;
+    } else
+        st = kv_fail(err, st, "%s", m && *why.msg ? why.msg : "out of memory");
+    free(text), free(r->s.metric);
+    r->s.metric = headline;
+    kv_selection_rebind(&r->s);
+    return st;
 }
 
 static kv_status sections(kv_report *r, const kv_sheet *models, kv_error *err)

@@ -5,9 +5,9 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "analyze/stats.h"
+#include "analyze/contrast.h"
 
-enum { N_BUDGET = 3 };
+enum { N_BUDGET = 3, N_ENOUGH = 6 }; /* five pairs, all of one sign: p = 1/16 */
 
 bool kv_report_is_reference(const char *policy)
 {
@@ -35,55 +35,6 @@ static bool better(const kv_report *r, size_t a, size_t b)
     return r->lower ? x < y : x > y;
 }
 
-static kv_status values(kv_report *r, size_t row, kv_sheet *out, kv_error *err)
-{
-    static const char *const names[] = {"policy", "spec", "granularity", "page", "cut", "protect"};
-    static const char *const params[] = {":v0", ":v1", ":v2", ":v3", ":v4", ":v5"};
-    char page[32], *sql = kv_format("%s AND r.budget = :budget AND r.policy = :v0 AND r.spec = :v1 AND r.granularity = "
-                                    ":v2 AND CAST(r.page AS TEXT) = :v3 AND r.cut = :v4 AND r.protect = :v5 %s"
-                                    " GROUP BY r.category, r.prompt HAVING value IS NOT NULL ORDER BY prompt",
-                                    KV_PER_PROMPT("", "m.layer IS NULL AND m.head IS NULL"), r->where);
-    kv_bind bind[KV_BINDS_MAX + 6];
-    memcpy(bind, r->s.bind, r->s.n_bind * sizeof *bind);
-    for (size_t i = 0; i < r->s.n_bind; i++)
-        if (!strcmp(bind[i].name, ":budget")) bind[i].text = kv_cell_text(kv_sheet_at(&r->curve, row, r->c_budget));
-    for (int k = 0; k < 6; k++) {
-        const kv_cell *c = kv_sheet_at(&r->curve, row, kv_sheet_find(&r->curve, names[k]));
-        if (c->kind == KV_CELL_INT) snprintf(page, sizeof page, "%lld", (long long)c->u.i);
-        bind[r->s.n_bind + (size_t)k] = (kv_bind){params[k], c->kind == KV_CELL_INT ? page : kv_cell_text(c)};
-    }
-    kv_status st = sql ? kv_query(r->db, "values by prompt", sql, bind, r->s.n_bind + 6, out, err)
-                       : kv_fail(err, KV_ENOMEM, "out of memory");
-    free(sql);
-    return st;
-}
-
-/* Mean of b - a over the prompts that both have, with its interval. */
-static kv_status difference(kv_report *r, size_t a, size_t b, kv_interval *out, size_t *n, kv_error *err)
-{
-    kv_sheet x = {0}, y = {0};
-    double *d = NULL;
-    *n = 0;
-    kv_status st = values(r, a, &x, err);
-    if (!st) st = values(r, b, &y, err);
-    if (!st) st = kv_array(&d, x.n_row + 1, sizeof *d, err);
-    if (!st && x.n_row && y.n_row) {
-        int p = kv_sheet_find(&x, "prompt"), v = kv_sheet_find(&x, "value");
-        for (size_t i = 0, j = 0; i < x.n_row && j < y.n_row;) { /* both by prompt */
-            int c = kv_cell_cmp(kv_sheet_at(&x, i, p), kv_sheet_at(&y, j, p));
-            if (c) {
-                c < 0 ? i++ : j++;
-                continue;
-            }
-            d[(*n)++] = kv_cell_number(kv_sheet_at(&y, j++, v)) - kv_cell_number(kv_sheet_at(&x, i++, v));
-        }
-    }
-    if (!st) st = kv_mean_interval(d, *n, out, err);
-    free(d);
-    kv_sheet_free(&x), kv_sheet_free(&y);
-    return st;
-}
-
 static void put_interval(FILE *f, double mean, double low, double high)
 {
     fprintf(f, "%.4g", mean);
@@ -97,27 +48,55 @@ static void put_label(kv_report *r, size_t row)
     fputs("</b>", r->f);
 }
 
-/* "; NAME is 0.02 [0.01, 0.03] higher: told apart" */
-static kv_status put_against(kv_report *r, size_t best, size_t other, const char *what, kv_error *err)
+/* "NAME is higher by 0.02 [0.01, 0.03] over 12 prompts, better on 3 of 12, p = 0.001: these prompts tell the two
+ * apart."
+ */
+static kv_status put_against(kv_report *r, const kv_grid *g, size_t best, size_t other, const char *what, kv_error *err)
 {
-    kv_interval d;
-    size_t n;
-    kv_status st = difference(r, best, other, &d, &n, err);
-    if (st || !n) return st;
-    fprintf(r->f, " %s ", what);
-    put_label(r, other);
-    fputs(d.mean < 0 ? " is lower by " : " is higher by ", r->f);
-    double flip = d.mean < 0 ? -1 : 1;
-    put_interval(r->f, flip * d.mean, d.has_interval ? fmin(flip * d.low, flip * d.high) : NAN,
-                 fmax(flip * d.low, flip * d.high));
-    fprintf(r->f, " over %zu prompt%s%s.", n, n == 1 ? "" : "s",
-            !d.has_interval           ? ""
-            : d.low > 0 || d.high < 0 ? ": these prompts tell the two apart"
-                                      : ": these prompts do <em>not</em> tell the two apart");
-    return KV_OK;
+    const char *label[2] = {kv_cell_text(kv_sheet_at(&r->curve, other, kv_sheet_find(&r->curve, "label"))),
+                            kv_cell_text(kv_sheet_at(&r->curve, best, kv_sheet_find(&r->curve, "label")))};
+    size_t who[2] = {0}, budget = 0;
+    kv_pairs p = {0};
+    kv_contrast c;
+    char text[16];
+    kv_error why = {.msg = ""};
+    kv_status st = kv_grid_find_budget(g, kv_cell_text(kv_sheet_at(&r->curve, best, r->c_budget)), &budget, &why);
+    for (int k = 0; k < 2 && !st; k++) st = kv_grid_find(g, label[k], &who[k], &why);
+    /* The page lists the builds and the prompts of every line; what is refused here was measured differently. */
+    if (!st)
+        st = kv_grid_comparable(g, who[0], who[1], &budget, 1, (kv_allow){.common = true, .any_build = true}, &why);
+    if (st) {
+        fputs(" <span class=\"note\">", r->f), kv_html_puts(r->f, why.msg), fputs(".</span>", r->f);
+        return KV_OK;
+    }
+    st = kv_grid_pairs(g, who[0], who[1], budget, &p, err);
+    if (!st && p.n) st = kv_contrast_of(&p, g->better, 0, NAN, &c, err);
+    if (!st && p.n) {
+        double d = c.diff.mean, flip = d < 0 ? -1 : 1;
+        bool whole = c.diff.has_interval;
+        fprintf(r->f, " %s ", what);
+        put_label(r, other);
+        fputs(d < 0 ? " is lower by " : " is higher by ", r->f);
+        put_interval(r->f, flip * d, whole ? fmin(flip * c.diff.low, flip * c.diff.high) : NAN,
+                     fmax(flip * c.diff.low, flip * c.diff.high));
+        fprintf(r->f, " over %zu prompt%s", p.n, p.n == 1 ? "" : "s");
+        if (whole) {
+            fprintf(r->f, ", better on %zu (%s p ", c.wins, c.binary ? "McNemar" : "Wilcoxon");
+            kv_html_format(r->f, "%s%s", c.p < 1e-6 ? "" : "= ", kv_p_text(c.p, text));
+            bool told = (c.diff.low > 0 || c.diff.high < 0) && c.p < 1 - KV_BOOT_LEVEL;
+            fputs(told             ? "): these prompts tell the two apart"
+                  : p.n < N_ENOUGH ? "): too few prompts to tell the two apart"
+                                   : "): these prompts do <em>not</em> tell the two apart",
+                  r->f);
+        }
+        fputs(".", r->f);
+    }
+    kv_pairs_free(&p);
+    return st;
 }
 
-static kv_status at_budget(kv_report *r, const char *budget, kv_error *err)
+/* g is empty where the metric's values are not of one kind. */
+static kv_status at_budget(kv_report *r, const kv_grid *g, const char *budget, kv_error *err)
 {
     const kv_sheet *c = &r->curve;
     size_t none = SIZE_MAX, best = none, second = none, simple = none, oracle = none;
@@ -126,7 +105,8 @@ static kv_status at_budget(kv_report *r, const char *budget, kv_error *err)
         const char *policy = kv_cell_text(kv_sheet_at(c, i, r->c_policy));
         if (strcmp(kv_cell_text(kv_sheet_at(c, i, r->c_budget)), budget)) continue;
         if (isnan(kv_cell_number(kv_sheet_at(c, i, r->c_mean)))) continue;
-        if (!strncmp(policy, "oracle", 6) && (oracle == none || better(r, i, oracle))) oracle = i;
+        if (!strncmp(policy, "oracle", 6) && strcmp(policy, "oracle-steps") && (oracle == none || better(r, i, oracle)))
+            oracle = i;
         if (kv_report_is_reference(policy)) continue;
         if (!strcmp(policy, "streaming") && simple == none) simple = i;
         if (best == none || better(r, i, best))
@@ -146,9 +126,9 @@ static kv_status at_budget(kv_report *r, const char *budget, kv_error *err)
     put_interval(r->f, mean, kv_cell_number(kv_sheet_at(c, best, r->c_low)),
                  kv_cell_number(kv_sheet_at(c, best, r->c_high)));
     fputs(".", r->f);
-    if (second != none) st = put_against(r, best, second, "The next,", err);
-    if (!st && simple != none && simple != best && simple != second)
-        st = put_against(r, best, simple, "Sinks and the most recent tokens alone,", err);
+    if (second != none && g->n_variant) st = put_against(r, g, best, second, "The next,", err);
+    if (!st && simple != none && simple != best && simple != second && g->n_variant)
+        st = put_against(r, g, best, simple, "Sinks and the most recent tokens alone,", err);
     if (!st && oracle != none) {
         double bound = kv_cell_number(kv_sheet_at(c, oracle, r->c_mean));
         fputs(" With foresight ", r->f);
@@ -163,11 +143,39 @@ static kv_status at_budget(kv_report *r, const char *budget, kv_error *err)
     return st;
 }
 
+/* Means (a policy against itself) and mean differences of any two policies at the budgets spoken of. */
+static kv_status put_sql(kv_report *r, const char *const *budget, kv_error *err)
+{
+    static const char *const names[N_BUDGET] = {":b0", ":b1", ":b2"};
+    kv_bind bind[KV_BINDS_MAX + N_BUDGET];
+    memcpy(bind, r->s.bind, r->s.n_bind * sizeof *bind);
+    for (int k = 0; k < N_BUDGET; k++) bind[r->s.n_bind + (size_t)k] = (kv_bind){names[k], budget[k]};
+    char *sql = kv_format(
+        "WITH p AS (%s AND r.budget IN (:b0, :b1, :b2) %s GROUP BY " KV_VARIANT ", r.budget, r.category, r.prompt) "
+        "SELECT x.budget, x.policy, x.spec, y.policy AS other, y.spec AS other_spec, avg(y.value - x.value) AS "
+        "difference,"
+        " avg(x.value) AS mean, avg(x.bytes) AS bytes, avg(x.frac) AS frac, count(*) AS prompts "
+        "FROM p x JOIN p y ON y.budget = x.budget AND y.prompt = x.prompt AND y.unit = x.unit "
+        "WHERE x.value IS NOT NULL AND y.value IS NOT NULL "
+        "GROUP BY x.budget, x.policy, x.spec, x.granularity, x.page, x.cut, x.protect, y.policy, y.spec, y.granularity,"
+        " y.page, y.cut, y.protect ORDER BY x.budget, mean, difference",
+        KV_PER_PROMPT(", r.budget", "m.layer IS NULL AND m.head IS NULL"), r->where);
+    if (!sql) return kv_fail(err, KV_ENOMEM, "out of memory");
+    kv_html_sql(r->f, "the means and differences above", sql, bind, r->s.n_bind + N_BUDGET);
+    free(sql);
+    return KV_OK;
+}
+
 kv_status kv_report_verdict(kv_report *r, kv_error *err)
 {
     static const double FRACS[N_BUDGET] = {0.05, 0.1, 0.2};
     const char *seen[N_BUDGET] = {NULL};
-    kv_status st = KV_OK;
+    kv_grid g;
+    kv_status st = kv_grid_load(r->db, &r->s, &g, err);
+    if (st == KV_EFORMAT) { /* two units of one metric: each line stands for itself */
+        kv_grid_free(&g);
+        st = KV_OK;
+    }
     fputs("<h3>", r->f);
     kv_html_puts(r->f, r->s.model);
     fputs("</h3>\n<ul class=\"verdict\">\n", r->f);
@@ -175,12 +183,14 @@ kv_status kv_report_verdict(kv_report *r, kv_error *err)
         seen[k] = kv_cell_text(kv_sheet_at(&r->curve, nearest(r, FRACS[k]), r->c_budget));
         bool again = false;
         for (int j = 0; j < k; j++) again |= !strcmp(seen[j], seen[k]);
-        if (!again) st = at_budget(r, seen[k], err);
+        if (!again) st = at_budget(r, &g, seen[k], err);
     }
     fputs("</ul>\n<p class=\"note\">In brackets: ", r->f);
     kv_print_interval_line(r->f);
     fputs("; differences are paired by prompt. They speak about prompts like these, not about other kinds of "
           "prompt.</p>\n",
           r->f);
+    if (!st) st = put_sql(r, seen, err);
+    kv_grid_free(&g);
     return st;
 }

@@ -13,6 +13,17 @@ if have python3; then
 else
     skip 'no python3: the page is not parsed'
 fi
+# what the budget costs and what the policy: figure and sentences; corners are no policies
+check 'no --gap runs: a line says so' grep -q 'kv-sim run --gap' r.html
+ok kv-sim run cap/evil.kvt cap/plain.kvt -p snapkv,random -b 20%,50% --gap --db gap.db
+ok kv-analyze report --db gap.db -o gap.html -b 20%,50%
+ok kv-analyze gap --db gap.db -b 20%
+sed -n 's/^  \([a-z]*: at 20% it loses .*\)/<li>\1<\/li>/p' .out >sentences
+check 'kv-analyze gap says something' test -s sentences
+check 'the page says what kv-analyze gap says' sh -c 'grep "^<li>[a-z]*: at [0-9]*% it loses" gap.html | cmp - sentences'
+check 'a corner is no policy' test "$(grep -c 'oracle=' gap.html)" -eq 0
+if have gnuplot; then check 'the figure of it' grep -q 'aria-label="where the loss came from' gap.html; fi
+if have python3; then check 'its numbers are the database'\''s' python3 "$CLI/report.py" gap.html gap.db; fi
 ok kv-analyze report --db r.db -o small.html -p snapkv,oracle -b 20%
 check 'a filtered page names its filter in the SQL' grep -q 'json_each' small.html
 

@@ -1,5 +1,6 @@
-"""report.py PAGE DB: a report is one valid page that asks nothing of the network, escapes what it shows, and every mean in
-its tables is what the SQL printed beside it gives."""
+"""report.py PAGE DB: a report is one valid page that asks nothing of the network, escapes what it shows, and every number in its
+words and every mean in its tables is what the SQL printed beside it gives."""
+import html
 import html.parser
 import json
 import re
@@ -66,6 +67,37 @@ class Page(html.parser.HTMLParser):
             self.code += data
 
 
+def section(text, name):
+    """Sentences of a section and the rows of its SQL statements."""
+    body = re.search(rf'<section id="{name}">(.*?)</section>', text, re.S).group(1)
+    said = [html.unescape(re.sub(r"<[^>]+>", "", s)) for s in re.findall(r"<li>(.*?)</li>", body, re.S)]
+    return said, [html.unescape(c) for c in re.findall(r"<code>((?:SELECT|WITH).*?)</code>", body, re.S)]
+
+
+def words(text, db):
+    """The verdict's means and differences, and the terms of the loss; how many numbers were held against the database."""
+    said, sql = section(text, "verdict")
+    rows = [r for s in sql for r in db.execute(s)]  # budget, policy, spec, other, its spec, difference, mean
+    seen = 0
+    for s in said:
+        budget, policy, mean = re.match(r"At (\S+) .*?: (\S+) has the \w+ \w+, ([-+.e\d]+)", s).groups()
+        mine = [r for r in rows if r[0] == budget and r[1] == policy.split(":")[0] and "%.4g" % r[6] == mean]
+        assert mine, s
+        for other, way, d in re.findall(r", (\S+) is (lower|higher) by ([-+.e\d]+)", s):
+            d = float(d) if way == "higher" else -float(d)
+            assert any(r[3] == other.split(":")[0] and "%.4g" % r[5] == "%.4g" % d for r in mine), (s, other)
+            seen += 1
+        seen += 1
+    said, sql = section(text, "gap")
+    for s in said:
+        policy, lost, terms = re.match(r"(\S+): at \S+ it loses ([-.\d]+) points of [a-z_]+: (.*?\d)(?:\. |\.$|;)", s).groups()
+        have = {"%.1f" % (100 * r[9]) for q in sql for r in db.execute(q) if r[0] == policy and r[7] == "forward"}
+        for x in [lost] + re.findall(r"-?\d+\.\d", terms):
+            assert x in have, (s, x, have)
+            seen += 1
+    return seen
+
+
 def main():
     text = open(sys.argv[1], encoding="utf-8").read()
     db = sqlite3.connect(f"file:{sys.argv[2]}?mode=ro", uri=True)
@@ -81,7 +113,7 @@ def main():
             json.loads(body)
     assert "default-src 'none'" in text
     assert "<script>alert" not in text and "<img" not in text
-    compared = 0
+    compared = words(text, db)
     for t in page.tables:
         if t["sql"] is None:
             continue
