@@ -131,10 +131,11 @@ static kv_status at_budget(kv_report *r, const kv_grid *g, const char *budget, k
         st = put_against(r, g, best, simple, "Sinks and the most recent tokens alone,", err);
     if (!st && oracle != none) {
         double bound = kv_cell_number(kv_sheet_at(c, oracle, r->c_mean));
-        fputs(" With foresight ", r->f);
+        bool bounds = r->lower ? bound <= mean : bound >= mean;
+        fputs(bounds ? " With foresight " : " Knowing the attention to come does not help here: ", r->f);
         put_label(r, oracle);
         fprintf(r->f, " reaches %.4g", bound);
-        if (r->lower && mean > 0 && bound <= mean)
+        if (bounds && r->lower && mean > 0)
             fprintf(r->f, ": %.0f&nbsp;%% of the loss is the policy's, the rest is what the budget itself costs",
                     100 * (mean - bound) / mean);
         fputs(".", r->f);

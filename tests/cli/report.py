@@ -90,11 +90,12 @@ def words(text, db):
         seen += 1
     said, sql = section(text, "gap")
     for s in said:
-        policy, lost, terms = re.match(r"(\S+): at \S+ it loses ([-.\d]+) points of [a-z_]+: (.*?\d)(?:\. |\.$|;)", s).groups()
-        have = {"%.1f" % (100 * r[9]) for q in sql for r in db.execute(q) if r[0] == policy and r[7] == "forward"}
-        for x in [lost] + re.findall(r"-?\d+\.\d", terms):
-            assert x in have, (s, x, have)
-            seen += 1
+        policy, lost, forward, reverse = re.match(r"(\S+): at \S+ it loses (\S+) points of [a-z_]+: (.*?\d)\)?(?:; the other way round (.*?))?\.(?: Its |$)", s).groups()
+        for way, terms in (("forward", lost + " " + forward), ("reverse", reverse or "")):
+            have = {"%.1f" % (100 * r[9]) for q in sql for r in db.execute(q) if r[0] == policy and r[7] == way}
+            for x in re.findall(r"-?\d+\.\d", terms):
+                assert x in have, (s, x, have)
+                seen += 1
     return seen
 
 
