@@ -31,6 +31,21 @@ KV_INLINE double squares(size_t n, const float *a, const float *b, float *diff)
     return kv_sum8(lane);
 }
 
+KV_INLINE void spread(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq)
+{
+    for (size_t i0 = 0; i0 < n; i0 += 512) { /* columns whose sums stay in the L1 cache */
+        size_t end = n - i0 < 512 ? n : i0 + 512;
+        for (size_t i = i0; i < end; i++) mean[i] = sq[i] = 0;
+        for (size_t r = 0; r < n_row; r++)
+            for (size_t i = i0; i < end; i++) mean[i] += (double)p[r * ld + i] / (double)n_row;
+        for (size_t r = 0; r < n_row; r++)
+            for (size_t i = i0; i < end; i++) {
+                double d = p[r * ld + i] - mean[i];
+                sq[i] += d * d;
+            }
+    }
+}
+
 static double entropy_plain(size_t n, const float *a, double eps)
 {
     return entropy(n, a, eps);
@@ -59,4 +74,19 @@ double kv_entropy(size_t n, const float *a, double eps)
 double kv_diff_squares(size_t n, const float *a, const float *b, float *diff)
 {
     return (kv_has_v3() ? squares_v3 : squares_plain)(n, a, b, diff);
+}
+
+static void spread_plain(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq)
+{
+    spread(n_row, n, p, ld, mean, sq);
+}
+
+KV_V3 static void spread_v3(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq)
+{
+    spread(n_row, n, p, ld, mean, sq);
+}
+
+void kv_column_spread(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq)
+{
+    (kv_has_v3() ? spread_v3 : spread_plain)(n_row, n, p, ld, mean, sq);
 }

@@ -19,3 +19,12 @@ double kv_diff_squares_ref(size_t n, const float *a, const float *b, float *diff
     }
     return kv_sum8(lane);
 }
+
+void kv_column_spread_ref(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq)
+{
+    for (size_t i = 0; i < n; i++) {
+        mean[i] = sq[i] = 0;
+        for (size_t r = 0; r < n_row; r++) mean[i] += (double)p[r * ld + i] / (double)n_row;
+        for (size_t r = 0; r < n_row; r++) sq[i] += (p[r * ld + i] - mean[i]) * (p[r * ld + i] - mean[i]);
+    }
+}

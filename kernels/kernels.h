@@ -123,6 +123,10 @@ bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, cons
  * kv_logd of math.h. */
 double kv_entropy_ref(size_t n, const float *a, double eps);
 double kv_entropy(size_t n, const float *a, double eps);
+/* EXACT. Columns of p, n_row rows of n at stride ld, in double, rows ascending: mean[i] = sum of p / n_row (each
+ * element divided), sq[i] = sum of (p - mean[i])^2. */
+void kv_column_spread_ref(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq);
+void kv_column_spread(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq);
 /* EXACT. Sum of (a - b)^2, differences in float, squares in double lanes; diff NULL or [n] gets a - b. */
 double kv_diff_squares_ref(size_t n, const float *a, const float *b, float *diff);
 double kv_diff_squares(size_t n, const float *a, const float *b, float *diff);

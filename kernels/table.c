@@ -348,6 +348,15 @@ static void check_entropy(const kv_kernel *self, const kv_case *c, uint64_t seed
         double got[2] = {0, kv_diff_squares(n, a, b, d)}, want[2] = {0, kv_diff_squares_ref(n, a, b, d + n)};
         if (memcmp(d, d + n, n * sizeof *d)) fail(v, "differences differ");
         for (size_t i = 0; i < n; i++) a[i] = i % 7 ? a[i] * a[i] * 1e-3f : 0;
+        double *col = malloc((4 * c->n_key + 1) * sizeof *col);
+        if (col) {
+            kv_column_spread(c->n_row, c->n_key, a, c->n_key, col, col + c->n_key);
+            kv_column_spread_ref(c->n_row, c->n_key, a, c->n_key, col + 2 * c->n_key, col + 3 * c->n_key);
+            same_bytes("mean and spread", col, col + 2 * c->n_key, 2 * c->n_key * sizeof *col, v);
+        } else {
+            fail(v, "out of memory");
+        }
+        free(col);
         got[0] = kv_entropy(n, a, 1e-10), want[0] = kv_entropy_ref(n, a, 1e-10);
         compare_d("entropy and squares", 2, got, want, self->tol, v);
         for (size_t i = 0; i < n; i++) {

@@ -43,16 +43,8 @@ static kv_status preference(kv_layer *l, uint32_t window, double *H, double *V, 
     if (!st) st = kv_array(&mean, n, sizeof *mean, err);
     if (!st) st = kv_array(&var, n, sizeof *var, err);
     for (uint32_t q = 0; q < l->n_q_head && !st; q++, p += (size_t)w * l->L) {
-        memset(mean, 0, n * sizeof *mean), memset(var, 0, n * sizeof *var);
-        for (uint32_t r = 0; r < w; r++) {
-            h += kv_entropy(n, p + (size_t)r * l->L, 1e-10);
-            for (uint32_t i = 0; i < n; i++) mean[i] += (double)p[(size_t)r * l->L + i] / w;
-        }
-        for (uint32_t r = 0; r < w; r++)
-            for (uint32_t i = 0; i < n; i++) {
-                double d = p[(size_t)r * l->L + i] - mean[i];
-                var[i] += d * d;
-            }
+        for (uint32_t r = 0; r < w; r++) h += kv_entropy(n, p + (size_t)r * l->L, 1e-10);
+        kv_column_spread(w, n, p, l->L, mean, var);
         for (uint32_t i = 0; i < n && w > 1; i++) v += var[i] / (w - 1);
     }
     *H = h, *V = v;

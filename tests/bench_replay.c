@@ -89,6 +89,8 @@ static void database(const kv_trace *t, const kv_scene *sc)
     uint32_t counts[LAYERS] = {0}, number[LAYERS];
     int64_t trace_id;
     double rate[REPEAT], cpu_rate[REPEAT];
+    static double read_bytes[LAYERS];
+    const kv_ledger ledger = {.unit_read = read_bytes};
     for (uint32_t l = 0; l < LAYERS; l++) number[l] = l;
     for (int m = 0; m < 2; m++) {
         kv_metric_id id = m ? KV_M_HEAD_ERROR : KV_M_RECALL;
@@ -118,6 +120,7 @@ static void database(const kv_trace *t, const kv_scene *sc)
                           .wanted = KV_M_BIT(KV_M_RECALL) | KV_M_BIT(KV_M_HEAD_ERROR),
                           .counts = counts,
                           .number = number,
+                          .ledger = &ledger,
                           .n_layer = LAYERS,
                           .n_unit = 1,
                           .value = v,
