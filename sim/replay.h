@@ -1,8 +1,9 @@
 /* replay.h - what kept sets do to attention: one pass over the layers for every (policy, budget) of a plan.
  *
- * Points that share a ranking share the attention pass along it (kv_prefix: all checkpoints for about the price of
- * one); the error through W_O is one product per point. Layers are independent tasks, sums are taken in a fixed order,
- * so the numbers do not depend on the number of threads. */
+ * The attention of the measured rows is formed once a layer; points that share a ranking share the walk along it
+ * (kv_walk: all budgets for about the price of one), points of one count what is measured there; the error through W_O
+ * is one product per point. Layers are independent tasks, sums are taken in a fixed order, so the numbers do not depend
+ * on the number of threads. */
 #ifndef KV_REPLAY_H
 #define KV_REPLAY_H
 
