@@ -121,8 +121,9 @@ static void put_svg(FILE *f, const char *svg, const char *name, const char *labe
     fputs("</figure>\n", f);
 }
 
-/* plots/NAME drawn for this model and put into the page; says so where it cannot be drawn. */
-static kv_status figure(kv_report *r, const char *name, const char *label, kv_error *err)
+/* plots/NAME drawn for this model and put into the page; says so where it cannot be drawn. metric NULL: the figure's
+ * own. */
+static kv_status figure(kv_report *r, const char *name, const char *metric, const char *label, kv_error *err)
 {
     const char *tmp = getenv("TMPDIR"), *words[2] = {"plot", name};
     static const char *const KINDS[] = {"svg", "png", "csv"};
@@ -135,7 +136,7 @@ static kv_status figure(kv_report *r, const char *name, const char *label, kv_er
         free(dir);
         return kv_fail(err, KV_EIO, "cannot make a folder for the figures: %s", strerror(errno));
     }
-    plot.folder = dir, plot.model = r->s.model, plot.rest = (kv_list){words, 2}, plot.metric = NULL;
+    plot.folder = dir, plot.model = r->s.model, plot.rest = (kv_list){words, 2}, plot.metric = metric;
     plot.talk = fopen("/dev/null", "w");
     kv_status st = plot.talk ? kv_cmd_plot(&plot, &why) : KV_EIO;
     if (!st && (path = kv_format("%s/%s.svg", dir, name))) st = kv_read_file(path, 8u << 20, &svg, &n, &why);
@@ -157,13 +158,32 @@ static kv_status figure(kv_report *r, const char *name, const char *label, kv_er
     return st == KV_EINTERRUPTED ? kv_fail(err, st, "%s", why.msg) : KV_OK;
 }
 
+/* The rows behind a figure: plots/NAME.sql as it was run. */
+static kv_status figure_sql(kv_report *r, const char *name, kv_error *err)
+{
+    char *plots = NULL, *path = NULL;
+    uint8_t *sql = NULL;
+    size_t n;
+    kv_status st = kv_plots_folder(&plots, err);
+    if (!st && !(path = kv_format("%s/%s.sql", plots, name))) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    if (!st) st = kv_read_file(path, 1 << 20, &sql, &n, err);
+    if (!st) {
+        while (n && (sql[n - 1] == '\n' || sql[n - 1] == ';')) sql[--n] = 0;
+        kv_html_sql(r->f, "the rows of this figure, one a prompt", (char *)sql, r->s.bind, r->s.n_bind);
+    }
+    free(plots), free(path), free(sql);
+    return st;
+}
+
 static kv_status curves(kv_report *r, kv_error *err)
 {
     char *label = kv_format("%s of %s against bytes kept, a line per policy; the numbers are in the tables below",
                             r->s.metric, r->s.model);
     if (!label) return kv_fail(err, KV_ENOMEM, "out of memory");
-    kv_status st = figure(r, "curve", label, err);
-    if (!st) st = figure(r, "budgets", "slots given to each layer, a line per policy", err);
+    kv_status st = figure(r, "curve", r->s.metric, label, err);
+    if (!st) st = figure_sql(r, "curve", err);
+    if (!st) st = figure(r, "budgets", NULL, "slots given to each layer, a line per policy", err);
+    if (!st) st = figure_sql(r, "budgets", err);
     free(label);
     return st;
 }
@@ -248,7 +268,7 @@ static kv_status gap(kv_report *r, kv_error *err)
     if (!st) st = kv_gap_sentences(r->db, &r->s, m, &why);
     if (m && fclose(m)) st = KV_ENOMEM;
     if (!st) {
-        st = figure(r, "gap", "where the loss came from: budget, layer split, head split, ranking", err);
+        st = figure(r, "gap", NULL, "where the loss came from: budget, layer split, head split, ranking", err);
         fputs("<ul class=\"gap\">\n", r->f);
         for (const char *p = text; *p; p += strcspn(p, "\n") + 1)
             fputs("<li>", r->f), kv_html_put(r->f, p, strcspn(p, "\n")), fputs("</li>\n", r->f);

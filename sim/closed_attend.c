@@ -246,23 +246,18 @@ kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_err
     const kv_scene *sc = b->plan->scene;
     attend t = {.b = b, .a = a};
     size_t n_task = (size_t)b->n_branch * sc->info->n_kv_head;
-    uint32_t e = 0;
     bool schedules = false;
-    while (e < sc->n_evict && sc->evict[e] != a->layer) e++;
-    t.evicts = e < sc->n_evict;
-    for (uint32_t i = 1; i < b->n_branch; i++) schedules |= t.evicts && scheduled(b, i);
-    kv_scene whole = *sc; /* a layer that does not evict is loaded as if it were the only one that does */
-    uint32_t index = a->layer;
-    if (!t.evicts) whole.evict = &index, whole.n_evict = 1;
-    kv_status st = kv_layer_load(t.evicts ? sc : &whole, t.evicts ? e : 0,
-                                 schedules ? KV_NEED_FUTURE | b->plan->needs : 0, b->plan->max_window, &t.l, err);
+    for (uint32_t i = 1; i < b->n_branch; i++) schedules |= scheduled(b, i);
+    kv_status st =
+        kv_layer_load_at(sc, a->layer, schedules ? KV_NEED_FUTURE | b->plan->needs : 0, b->plan->max_window, &t.l, err);
+    t.evicts = !st && t.l.order != KV_NEVER_EVICTS;
     if (!st) st = kv_array(&t.st, n_task, sizeof *t.st, err);
     if (!st) st = kv_array(&t.err, n_task, sizeof *t.err, err);
     if (!st) {
         kv_parallel(n_task, b->threads, fixed_task, &t);
         st = first_failure(&t, n_task, err);
     }
-    for (uint32_t i = 1; i < b->n_branch && schedules && !st; i++) {
+    for (uint32_t i = 1; i < b->n_branch && t.evicts && !st; i++) {
         kv_schedule sch;
         const kv_point *p = b->point[i - 1];
         if (!scheduled(b, i)) continue;

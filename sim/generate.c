@@ -31,7 +31,7 @@ static kv_status attend_head(run *g, uint32_t branch, uint32_t kv, kv_error *err
     const kv_layer *l = &g->layer[a->layer];
     const kv_scene *sc = g->plan->scene;
     const kv_point *p = branch ? g->point[branch - 1] : NULL;
-    bool ranked = l->order != UINT32_MAX;
+    bool ranked = l->order != KV_NEVER_EVICTS;
     bool each = p && ranked && g->plan->ranking[g->plan->ranking_of[p->spec]].n_unit > l->n_kv_head;
     size_t d = l->d, own = (((size_t)branch * l->n_kv_head + kv) * g->n_step) * d, n = 0, t = g->step + 1;
     float *k = NULL, *v = NULL, lse;
@@ -103,14 +103,8 @@ static kv_status load(run *g, const kv_model *m, kv_error *err)
     if (!st) st = kv_array(&g->k, L, sizeof *g->k, err);
     if (!st) st = kv_array(&g->v, L, sizeof *g->v, err);
     for (uint32_t i = 0; i < L && !st; i++) {
-        uint32_t e = 0;
         size_t room = 0;
-        while (e < sc->n_evict && sc->evict[e] != i) e++;
-        kv_scene whole = *sc; /* a layer that does not evict is loaded as if it were the only one that does */
-        whole.evict = &i, whole.n_evict = 1;
-        st = kv_layer_load(e < sc->n_evict ? sc : &whole, e < sc->n_evict ? e : 0, 0, 0, &g->layer[i], err);
-        g->layer[i].scene = sc;
-        if (e == sc->n_evict) g->layer[i].order = UINT32_MAX;
+        st = kv_layer_load_at(sc, i, 0, 0, &g->layer[i], err);
         if (!st && (!kv_mul((size_t)g->n_branch * g->n_step, (size_t)sc->info->n_kv_head * sc->info->head_dim, &room)))
             st = kv_fail(err, KV_ENOMEM, "too many branches");
         if (!st) st = kv_array(&g->k[i], room, sizeof(float), err);

@@ -95,12 +95,19 @@ static kv_status derive_colsum(const kv_layer *l, float *out, kv_error *err)
 kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs, uint32_t max_window, kv_layer *l,
                         kv_error *err)
 {
+    return kv_layer_load_at(s, s->evict[evict_index], needs, max_window, l, err);
+}
+
+kv_status kv_layer_load_at(const kv_scene *s, uint32_t index, unsigned needs, uint32_t max_window, kv_layer *l,
+                           kv_error *err)
+{
     const kv_trace_info *in = s->info;
-    uint32_t index = s->evict[evict_index];
+    uint32_t order = 0;
+    while (order < s->n_evict && s->evict[order] != index) order++;
     *l = (kv_layer){.scene = s,
                     .index = index,
                     .number = in->layer[index],
-                    .order = evict_index,
+                    .order = order < s->n_evict ? order : KV_NEVER_EVICTS,
                     .n_q_head = in->n_q_head,
                     .n_kv_head = in->n_kv_head,
                     .group = in->n_q_head / in->n_kv_head,

@@ -63,9 +63,14 @@ typedef struct {
     double *basis;           /* [2][n_kv_head][d][d] of keys and values (mixdim.h), or NULL before they are asked for */
 } kv_layer;
 
+#define KV_NEVER_EVICTS UINT32_MAX /* `order` of a layer with a sliding window */
+
 /* Load what the needs say. A layer belongs to one thread. */
 kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs, uint32_t max_window, kv_layer *l,
                         kv_error *err);
+/* The same by the layer's index in the trace, whether it evicts or not. */
+kv_status kv_layer_load_at(const kv_scene *s, uint32_t index, unsigned needs, uint32_t max_window, kv_layer *l,
+                           kv_error *err);
 void kv_layer_free(kv_layer *l);
 /* Attention rows of the last w positions before the cut, [n_q_head][w][L]; valid until others are asked for. With
  * l->ahead: w of the measured rows, spread evenly, with repeats when there are fewer. */

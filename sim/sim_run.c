@@ -6,7 +6,6 @@
 
 #include "kernels/parallel.h"
 #include "sim/bounds.h"
-#include "kernels/gpu.h"
 #include "sim/closed.h"
 #include "sim/commands.h"
 #include "sim/gap_closed.h"

@@ -3,10 +3,10 @@
  * busy each stage was. `make bench-capture` runs it on a device for the 8B shape. */
 #include <stdlib.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "capture/run.h"
 #include "kernels/parallel.h"
+#include "tests/bench.h"
 #include "traces/cli.h"
 
 enum { REPEAT_MAX = 99 };
@@ -15,25 +15,6 @@ static void die(const kv_error *e)
 {
     fprintf(stderr, "bench_capture: %s\n", e->msg);
     exit(1);
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *v, int n)
-{
-    qsort(v, (size_t)n, sizeof *v, by_size);
-    return v[n / 2];
 }
 
 int main(int argc, char **argv)
@@ -56,18 +37,18 @@ int main(int argc, char **argv)
     kv_dtype dtype = cuda && m->layer[0].wq.random > 0 ? KV_BF16 : KV_F16;
     kv_engine_options o = {.dtype = dtype, .threads = (uint32_t)threads, .capacity = (uint32_t)n};
     float *last = malloc(m->desc.n_vocab * sizeof *last);
-    double t = now_s();
+    double t = kv_seconds(CLOCK_MONOTONIC);
     if ((cuda ? kv_engine_open_cuda : kv_engine_open_cpu)(m, &o, &e, &err)) die(&err);
     printf("# bench_capture %s, %llu tokens, %s, %llu threads compress, %s, build %s\n", argv[1], (unsigned long long)n,
            kv_dtype_name(dtype), (unsigned long long)threads, kv_engine_get_usage(e).device, kv_build_id());
-    printf("name,what,median,min,unit\nopen,weights on the device,%.3f,,s\n", now_s() - t);
+    printf("name,what,median,min,unit\nopen,weights on the device,%.3f,,s\n", kv_seconds(CLOCK_MONOTONIC) - t);
     for (int r = -1; r < (int)repeat; r++) {
         kv_engine_reset(e);
-        t = now_s();
+        t = kv_seconds(CLOCK_MONOTONIC);
         if (kv_engine_run(e, j.token, (uint32_t)n, NULL, last, &err)) die(&err);
-        if (r >= 0) off[r] = now_s() - t;
+        if (r >= 0) off[r] = kv_seconds(CLOCK_MONOTONIC) - t;
     }
-    double plain = median(off, (int)repeat);
+    double plain = kv_median(off, (int)repeat);
     printf("forward,recording off,%.4f,%.4f,s\n", plain, off[0]);
     for (kv_record_level level = KV_RECORD_OBS; level <= KV_RECORD_QKV; level++) {
         kv_capture_request q = {.level = level, .dtype = dtype, .wo = "none", .threads = (uint32_t)threads};
@@ -80,7 +61,7 @@ int main(int argc, char **argv)
             kv_capture_plan_close(&p);
             if (r >= 0) on[r] = res.model_s;
         }
-        double s = median(on, (int)repeat);
+        double s = kv_median(on, (int)repeat);
         printf("capture,--record %s,%.4f,%.4f,s\n", kv_record_name(level), s, on[0]);
         printf("cost,--record %s / off,%.3f,,ratio\n", kv_record_name(level), s / plain);
         printf("compute,--record %s,%.4f,,s on the device\n", kv_record_name(level), res.engine.compute_s);

@@ -5,30 +5,17 @@
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "kernels/table.h"
+#include "tests/bench.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define RUNS_MAX 50
 #define BUDGET_S 1.0
 
 static const char *only = "";
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 /* Everything a timed call may need; made once. */
 static struct {
@@ -47,18 +34,18 @@ typedef struct {
 static void bench(const char *name, const char *shape, double work, const char *unit, bool (*fn)(const args *), args a)
 {
     if (strncmp(name, only, strlen(only))) return;
-    double t[RUNS_MAX], begin = now_s();
+    double t[RUNS_MAX], begin = kv_seconds(CLOCK_MONOTONIC);
     int n = 0;
     fn(&a); /* warm: pages, caches, OpenBLAS buffers */
-    while (n < RUNS_MAX && (n < 5 || now_s() - begin < BUDGET_S)) {
-        double t0 = now_s();
+    while (n < RUNS_MAX && (n < 5 || kv_seconds(CLOCK_MONOTONIC) - begin < BUDGET_S)) {
+        double t0 = kv_seconds(CLOCK_MONOTONIC);
         if (!fn(&a)) {
             fprintf(stderr, "bench_kernels: %s %s failed\n", name, shape);
             exit(1);
         }
-        t[n++] = now_s() - t0;
+        t[n++] = kv_seconds(CLOCK_MONOTONIC) - t0;
     }
-    qsort(t, (size_t)n, sizeof *t, by_value);
+    qsort(t, (size_t)n, sizeof *t, kv_ascending);
     printf("%s,%s,%.4g,%.4g,%.4g,%s\n", name, shape, 1e3 * t[n / 2], 1e3 * t[0], work / t[n / 2], unit);
     fflush(stdout);
 }

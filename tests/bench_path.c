@@ -2,38 +2,16 @@
  * forward pass, compression and reading per stream. Every ratio compares two things of the same run, alternated;
  * medians of REPEAT. Replay: bench_replay.c. */
 #include <stdlib.h>
-#include <time.h>
 
 #include "capture/run.h"
 #include "capture/tokenizer.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "sim/replay.h"
+#include "tests/bench.h"
 #include "traces/cli.h"
 
 enum { REPEAT = 5 };
-
-static double now_s(clockid_t c)
-{
-    struct timespec t;
-    clock_gettime(c, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* name,what,median,min,unit: median and smallest of n values, which are sorted. */
-static double row(const char *name, const char *what, double *v, int n, const char *unit)
-{
-    qsort(v, (size_t)n, sizeof *v, ascending);
-    printf("%s,%s,%.4g,%.4g,%s\n", name, what, v[n / 2], v[0], unit);
-    fflush(stdout);
-    return v[n / 2];
-}
 
 static void die(const kv_error *e)
 {
@@ -59,27 +37,28 @@ static void capture(const kv_model *m, kv_job *j)
         kv_engine *en = NULL;
         float sink;
         kv_engine_hook hook = {.ctx = &sink, .logits = see_logits};
-        double t = now_s(CLOCK_MONOTONIC), c = now_s(CLOCK_PROCESS_CPUTIME_ID);
+        double t = kv_seconds(CLOCK_MONOTONIC), c = kv_seconds(CLOCK_PROCESS_CPUTIME_ID);
         if (kv_engine_open_cpu(m, &o, &en, &e) || kv_engine_run(en, j->token, j->n_token, &hook, NULL, &e)) die(&e);
         kv_engine_close(en);
-        plain[r] = j->n_token / (now_s(CLOCK_MONOTONIC) - t), cpu[2][r] = now_s(CLOCK_PROCESS_CPUTIME_ID) - c;
+        plain[r] = j->n_token / (kv_seconds(CLOCK_MONOTONIC) - t), cpu[2][r] = kv_seconds(CLOCK_PROCESS_CPUTIME_ID) - c;
         for (int l = 0; l < 2; l++) {
             kv_capture_request q = {.level = LEVEL[l], .dtype = KV_F16, .wo = "none", .threads = kv_cpu_count()};
             kv_capture_plan p;
             kv_capture_result res;
             if (kv_capture_plan_open(m, &q, j, &p, &e)) die(&e);
-            t = now_s(CLOCK_MONOTONIC), c = now_s(CLOCK_PROCESS_CPUTIME_ID);
+            t = kv_seconds(CLOCK_MONOTONIC), c = kv_seconds(CLOCK_PROCESS_CPUTIME_ID);
             if (kv_capture_plan_run(&p, m, &q, j, "build/bench.kvt", &res, &e)) die(&e);
-            rec[l][r] = j->n_token / (now_s(CLOCK_MONOTONIC) - t), cpu[l][r] = now_s(CLOCK_PROCESS_CPUTIME_ID) - c;
+            rec[l][r] = j->n_token / (kv_seconds(CLOCK_MONOTONIC) - t),
+            cpu[l][r] = kv_seconds(CLOCK_PROCESS_CPUTIME_ID) - c;
             kv_capture_plan_close(&p);
         }
     }
-    double p = row("forward", "plain forward pass", plain, REPEAT, "tokens/s");
-    double q = row("capture", "--record qkv", rec[0], REPEAT, "tokens/s"),
-           o = row("capture", "--record obs", rec[1], REPEAT, "tokens/s");
-    row("forward_cpu", "plain forward pass", cpu[2], REPEAT, "CPU-s"),
-        row("capture_cpu", "--record qkv", cpu[0], REPEAT, "CPU-s");
-    row("capture_cpu", "--record obs", cpu[1], REPEAT, "CPU-s");
+    double p = kv_bench_row("forward", "plain forward pass", plain, REPEAT, "tokens/s");
+    double q = kv_bench_row("capture", "--record qkv", rec[0], REPEAT, "tokens/s"),
+           o = kv_bench_row("capture", "--record obs", rec[1], REPEAT, "tokens/s");
+    kv_bench_row("forward_cpu", "plain forward pass", cpu[2], REPEAT, "CPU-s"),
+        kv_bench_row("capture_cpu", "--record qkv", cpu[0], REPEAT, "CPU-s");
+    kv_bench_row("capture_cpu", "--record obs", cpu[1], REPEAT, "CPU-s");
     printf("capture_cost,plain / qkv,%.3f,,ratio\ncapture_cost,plain / obs,%.3f,,ratio\n", p / q, p / o);
 }
 
@@ -101,16 +80,16 @@ static void stream(const kv_trace *t, kv_stream s, kv_dtype dtype)
         out.dtype = dtype;
         if (kv_trace_create("/dev/null", &out, NULL, 0, &w, &e)) die(&e);
         for (uint32_t l = 0; l < in->n_layer; l++) {
-            double t0 = now_s(CLOCK_MONOTONIC);
+            double t0 = kv_seconds(CLOCK_MONOTONIC);
             for (uint32_t h = 0; h < heads; h++)
                 if (kv_trace_read_f32(t, s, in->layer[l], h, 0, N, x + (size_t)h * N * d, &e)) die(&e);
-            got += now_s(CLOCK_MONOTONIC) - t0;
+            got += kv_seconds(CLOCK_MONOTONIC) - t0;
             kv_encode_f32(dtype, x, n, raw);
             kv_chunk c = {
                 .stream = s, .layer = in->layer[l], .head_count = heads, .token_count = N, .width = d, .dtype = dtype};
-            t0 = now_s(CLOCK_MONOTONIC);
+            t0 = kv_seconds(CLOCK_MONOTONIC);
             if (kv_trace_put(w, &c, raw, &e)) die(&e);
-            spent += now_s(CLOCK_MONOTONIC) - t0;
+            spent += kv_seconds(CLOCK_MONOTONIC) - t0;
         }
         kv_trace_usage u = kv_trace_writer_usage(w);
         ratio = (double)u.raw[s] / (double)u.stored[s];
@@ -118,8 +97,8 @@ static void stream(const kv_trace *t, kv_stream s, kv_dtype dtype)
         kv_trace_abandon(w);
     }
     snprintf(what, sizeof what, "%s %s", kv_stream_name(s), kv_dtype_name(dtype));
-    row("write", what, rate, REPEAT, "GB/s one thread");
-    if (dtype == in->dtype) row("read", what, read, REPEAT, "GB/s one thread");
+    kv_bench_row("write", what, rate, REPEAT, "GB/s one thread");
+    if (dtype == in->dtype) kv_bench_row("read", what, read, REPEAT, "GB/s one thread");
     printf("ratio,%s,%.4f,,raw / stored\n", what, ratio);
     free(x), free(raw);
 }

@@ -5,40 +5,19 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "sim/results.h"
+#include "tests/bench.h"
 #include "traces/cli.h"
 
 enum { REPEAT = 5, BUDGETS_MAX = 64 };
 #define DB "build/bench.db"
 
-static double now_s(clockid_t c)
-{
-    struct timespec t;
-    clock_gettime(c, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void die(const char *why)
 {
     fprintf(stderr, "bench_replay: %s\n", why);
     exit(1);
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double row(const char *name, const char *what, double *v, int n, const char *unit)
-{
-    qsort(v, (size_t)n, sizeof *v, ascending);
-    printf("%s,%s,%.4g,%.4g,%s\n", name, what, v[n / 2], v[0], unit);
-    fflush(stdout);
-    return v[n / 2];
 }
 
 /* One run of kv-sim: CPU seconds; peak (NULL allowed) in MiB. */
@@ -103,7 +82,7 @@ static void database(const kv_trace *t, const kv_scene *sc)
     for (int r = 0; r < REPEAT; r++) {
         remove(DB);
         if (kv_results_open(DB, &db, &e)) die(e.msg);
-        double t0 = now_s(CLOCK_MONOTONIC), c0 = now_s(CLOCK_PROCESS_CPUTIME_ID);
+        double t0 = kv_seconds(CLOCK_MONOTONIC), c0 = kv_seconds(CLOCK_PROCESS_CPUTIME_ID);
         if (kv_results_begin(db, &e) || kv_results_trace(db, t, sc, &trace_id, &e)) die(e.msg);
         for (int i = 0; i < RUNS; i++) {
             kv_run run = {.spec = spec,
@@ -129,12 +108,12 @@ static void database(const kv_trace *t, const kv_scene *sc)
             if (kv_results_put(db, trace_id, &run, &e)) die(e.msg);
         }
         if (kv_results_commit(db, &e)) die(e.msg);
-        rate[r] = (double)n * RUNS / (now_s(CLOCK_MONOTONIC) - t0);
-        cpu_rate[r] = (double)n * RUNS / (now_s(CLOCK_PROCESS_CPUTIME_ID) - c0);
+        rate[r] = (double)n * RUNS / (kv_seconds(CLOCK_MONOTONIC) - t0);
+        cpu_rate[r] = (double)n * RUNS / (kv_seconds(CLOCK_PROCESS_CPUTIME_ID) - c0);
         kv_results_close(db);
     }
-    row("database", "metric rows with layer and head (wanted >= 300000)", rate, REPEAT, "rows/s");
-    row("database", "the same by CPU time", cpu_rate, REPEAT, "rows/CPU-s");
+    kv_bench_row("database", "metric rows with layer and head (wanted >= 300000)", rate, REPEAT, "rows/s");
+    kv_bench_row("database", "the same by CPU time", cpu_rate, REPEAT, "rows/CPU-s");
     for (size_t i = 0; i < n_spec; i++) kv_spec_free(&spec[i]);
     free(spec), free(budget);
 }
@@ -171,9 +150,9 @@ int main(int argc, char **argv)
         for (int c = 0; c < CASES; c++)
             cpu[c][r] =
                 once(argv[1], argv[2], CASE[c].policies, CASE[c].budgets, CASE[c].metrics, CASE[c].limit, &peak[c][r]);
-    for (int c = 0; c < CASES; c++) m[c] = row("replay", CASE[c].what, cpu[c], REPEAT, "CPU-s");
-    row("peak", CASE[JOB].what, peak[JOB], REPEAT, "MiB");
-    row("peak", CASE[TIGHT].what, peak[TIGHT], REPEAT, "MiB");
+    for (int c = 0; c < CASES; c++) m[c] = kv_bench_row("replay", CASE[c].what, cpu[c], REPEAT, "CPU-s");
+    kv_bench_row("peak", CASE[JOB].what, peak[JOB], REPEAT, "MiB");
+    kv_bench_row("peak", CASE[TIGHT].what, peak[TIGHT], REPEAT, "MiB");
     printf("replay_cost,64 budgets / 1 (wanted <= 1.5),%.3f,,ratio\n", m[SIXTY_FOUR] / m[ONE]);
     printf("replay_cost,5 allocations / 1 (wanted <= 1.2),%.3f,,ratio\n", m[FIVE] / m[SIXTEEN]);
     printf("replay_cost,8 x 16 (wanted <= 8),%.3f,,CPU-s\n", m[JOB]);

@@ -35,6 +35,28 @@ static inline bool kv_close(double got, double want, double atol, double rtol)
     return fabs(got - want) <= atol + rtol * fabs(want);
 }
 
+/* "e29c" as bytes; returns how many. */
+static inline size_t kv_unhex(const char *hex, char *out)
+{
+    size_t n = strlen(hex) / 2;
+    for (size_t i = 0; i < n; i++) {
+        unsigned x = 0;
+        sscanf(hex + 2 * i, "%2x", &x);
+        out[i] = (char)x;
+    }
+    return n;
+}
+
+/* "DIR/NAME" in one of four buffers that take turns. */
+static inline const char *kv_in_dir(const char *dir, const char *name)
+{
+    static char path[4][256];
+    static int k;
+    k = (k + 1) % 4;
+    snprintf(path[k], sizeof path[k], "%s/%s", dir, name);
+    return path[k];
+}
+
 static inline int kv_tally(void)
 {
     printf("%d passed, %d failed, %d skipped\n", kv_n_pass, kv_n_fail, kv_n_skip);

@@ -3,26 +3,14 @@
 usage: real_check.py BUILD_DIR EXPECTED.json MODEL [cpu|cuda]
 EXPECTED.json: {sha256, prompts: [{text, tokens, nll, mean_nll, last_top_ids, last_top_logits, greedy16_after_128}]}, made with
 Hugging Face transformers in float32 on the dequantised weights. Needs NumPy. Last line: 'N passed, N failed'."""
-import json, os, subprocess, sys, tempfile
+import json, os, sys, tempfile
 import numpy as np
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.dont_write_bytecode = True
+from checks import check, close, run, tally
 
 build, expected, model = sys.argv[1:4]
 backend = sys.argv[4] if len(sys.argv) > 4 else "cpu"
-passed = failed = 0
-
-def run(*args):
-    r = subprocess.run([str(a) for a in args], capture_output=True, text=True, timeout=600)
-    if r.returncode: raise RuntimeError(f"{os.path.basename(args[0])} exit {r.returncode}: {r.stderr.strip()[-200:]}")
-    return r.stdout
-
-def check(name, good, note=""):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    print(("ok   " if good else "FAIL ") + name, note)
-
-def close(name, got, want, limit):
-    d = np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64)).max()
-    check(name, d <= limit, f"largest difference {d:.2e}, limit {limit:g}") # NaN is not <= anything
 
 want = json.load(open(expected))
 with tempfile.TemporaryDirectory() as tmp:
@@ -45,5 +33,4 @@ with tempfile.TemporaryDirectory() as tmp:
         capture(tokens[:128], "--decode", 16)
         got = stream("tokens")[128:].astype(int).tolist()
         check(f"{name}: greedy continuation", got == p["greedy16_after_128"], "" if got == p["greedy16_after_128"] else str(got))
-print(f"{passed} passed, {failed} failed")
-sys.exit(1 if failed or not passed else 0)
+sys.exit(tally())

@@ -3,29 +3,15 @@
 usage: smollm2_check.py BUILD_DIR GOLDEN_DIR MODEL [cuda]
 GOLDEN_DIR holds expected.json and its .npy files, computed with Hugging Face transformers in float32 on the dequantised
 weights. Limits: about ten times the noise of that computation. Needs NumPy. Last line: 'N passed, N failed'."""
-import json, os, subprocess, sys, tempfile
+import json, os, sys, tempfile
 import numpy as np
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.dont_write_bytecode = True
+from checks import check, close, run, tally
 
 build, golden, model = sys.argv[1:4]
 backend = sys.argv[4] if len(sys.argv) > 4 else "cpu"
 tmp = tempfile.mkdtemp()
-passed = failed = 0
-
-def run(*args):
-    r = subprocess.run([str(a) for a in args], capture_output=True, text=True, timeout=600)
-    if r.returncode: raise RuntimeError(f"{os.path.basename(args[0])} exit {r.returncode}: {r.stderr.strip()[-200:]}")
-    return r.stdout
-
-def check(name, good, note=""):
-    global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
-    print(("ok   " if good else "FAIL ") + name, note)
-
-def close(name, got, want, limit):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if got.shape != want.shape: return check(name, False, f"shape {got.shape} for {want.shape}")
-    d = np.abs(got - want).max()
-    check(name, d <= limit, f"largest difference {d:.2e}, limit {limit:g}") # NaN is not <= anything
 
 def stream(trace, s, *args):
     run(f"{build}/kv-trace", "cat", trace, "--stream", s, "-o", f"{tmp}/s.npy", *args)
@@ -56,5 +42,4 @@ for p in json.load(open(f"{golden}/expected.json")):
         "--record", "stats", "--decode", 32)
     got = stream(x, "tokens").ravel()[p["n_tokens"]:].tolist()
     check(f"{name} greedy continuation", got == p["greedy32"], "" if got == p["greedy32"] else f"{got}")
-print(f"{passed} passed, {failed} failed")
-sys.exit(1 if failed or not passed else 0)
+sys.exit(tally())

@@ -17,15 +17,6 @@ static kv_error err;
 
 #define EVIL "evil\n\x1b[31m'\"`touch pwned`,\xe2\x80\xae\xff"
 
-static const char *in_dir(const char *name)
-{
-    static char path[4][256];
-    static int k;
-    k = (k + 1) % 4;
-    snprintf(path[k], sizeof path[k], "%s/%s", dir, name);
-    return path[k];
-}
-
 static bool same_file(const char *a, const char *b)
 {
     uint8_t *x = NULL, *y = NULL;
@@ -222,7 +213,7 @@ static double cell(const kv_sheet *s, size_t row, const char *col)
 
 static void test_numbers(void)
 {
-    const char *path = in_dir("results.db");
+    const char *path = kv_in_dir(dir, "results.db");
     make_db(path, false);
     kv_db *db = NULL;
     kv_selection s = {0};
@@ -308,8 +299,8 @@ static void expect_refusal(const char *path, const char *says)
 
 static void test_refusals(void)
 {
-    const char *path = in_dir("bad.db");
-    expect_refusal(in_dir("none.db"), "No such file");
+    const char *path = kv_in_dir(dir, "bad.db");
+    expect_refusal(kv_in_dir(dir, "none.db"), "No such file");
     expect_refusal(dir, "not a regular file");
     CHECK(!kv_write_file(path, "certainly not a database, whatever its name says", 48, &err));
     expect_refusal(path, "not an SQLite file");
@@ -381,7 +372,7 @@ static bool tame(const char *s)
 
 static void test_hostile(void)
 {
-    const char *path = in_dir("evil.db");
+    const char *path = kv_in_dir(dir, "evil.db");
     make_db(path, true);
     kv_analysis a = on(path, KV_OUT_TABLE);
     kv_status (*const commands[])(const kv_analysis *, kv_error *) = {kv_cmd_summary, kv_cmd_curve, kv_cmd_layers,
@@ -412,7 +403,7 @@ static void test_hostile(void)
 /* ---------------------------------------------------------------------------------------------- figures */
 static void test_figures(void)
 {
-    const char *path = in_dir("evil.db"); /* the hostile policy must be drawn, and nothing of it run */
+    const char *path = kv_in_dir(dir, "evil.db"); /* the hostile policy must be drawn, and nothing of it run */
     const char *const version[] = {"gnuplot", "--version", NULL};
     const char *rest[] = {"plot", "all"};
     int code;
@@ -420,7 +411,7 @@ static void test_figures(void)
     setenv("KVTRACE_PLOTS", "plots", 1);
     kv_analysis a = on(path, KV_OUT_TABLE);
     a.rest = (kv_list){rest, 2};
-    a.folder = in_dir("fig/one");
+    a.folder = kv_in_dir(dir, "fig/one");
     bool have = !kv_spawn(version, NULL, &code, &said, &err) && !code;
     free(said);
     if (!have)
@@ -438,10 +429,10 @@ static void test_figures(void)
             snprintf(x, sizeof x, "%s/fig/one/%s", dir, files[k]), snprintf(y, sizeof y, "%s/%s", second, files[k]);
             CHECKF(same_file(x, y), "%s differs between two runs", files[k]);
         }
-        CHECK(access("pwned", F_OK) && access(in_dir("fig/one/pwned"), F_OK) && access("plots/pwned", F_OK));
+        CHECK(access("pwned", F_OK) && access(kv_in_dir(dir, "fig/one/pwned"), F_OK) && access("plots/pwned", F_OK));
         uint8_t *svg = NULL;
         size_t n;
-        CHECK(!kv_read_file(in_dir("fig/one/curve.svg"), 1 << 24, &svg, &n, &err) &&
+        CHECK(!kv_read_file(kv_in_dir(dir, "fig/one/curve.svg"), 1 << 24, &svg, &n, &err) &&
               strstr((char *)svg, "touch pwned"));
         CHECK(svg && strstr((char *)svg, "n = 2 prompts"));
         free(svg);

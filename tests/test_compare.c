@@ -11,15 +11,6 @@
 static char dir[64];
 static kv_error err;
 
-static const char *in_dir(const char *name)
-{
-    static char path[4][256];
-    static int k;
-    k = (k + 1) % 4;
-    snprintf(path[k], sizeof path[k], "%s/%s", dir, name);
-    return path[k];
-}
-
 typedef kv_status command(const kv_analysis *, kv_error *);
 
 /* The command with words behind its name, on a database, as JSON; NULL when it failed (err says why). */
@@ -93,7 +84,7 @@ static sqlite3 *six(const char *path)
 
 static void test_numbers(void)
 {
-    const char *path = in_dir("six.db");
+    const char *path = kv_in_dir(dir, "six.db");
     sqlite3_close(six(path));
     kv_analysis a = plain();
     const char *ten[] = {"10%"};
@@ -153,7 +144,7 @@ static void test_numbers(void)
 
 static void test_binary(void)
 {
-    const char *path = in_dir("binary.db");
+    const char *path = kv_in_dir(dir, "binary.db");
     sqlite3 *db = tiny_new_db(path);
     tiny_metric(db, 1, "hit", "higher");
     for (int t = 1; t <= 12; t++) { /* a hits all, b misses six */
@@ -174,7 +165,7 @@ static void test_binary(void)
 /* Each of these must be refused, and pass when it is put right or allowed. */
 static void test_refusals(void)
 {
-    const char *path = in_dir("odd.db"), *ten[] = {"10%"};
+    const char *path = kv_in_dir(dir, "odd.db"), *ten[] = {"10%"};
     const char *const same[] = {"a", "a"}, *const wrong[] = {"a", "bb"}, *const one[] = {"a"};
     kv_analysis a = plain(), allowed = plain();
     a.budgets = allowed.budgets = (kv_list){ten, 1};
@@ -263,7 +254,7 @@ static void test_refusals(void)
 /* One prompt captured twice, and two seeds: one number per prompt. */
 static void test_unit(void)
 {
-    const char *path = in_dir("unit.db"), *ten[] = {"10%"};
+    const char *path = kv_in_dir(dir, "unit.db"), *ten[] = {"10%"};
     sqlite3 *db = six(path);
     tiny_trace(db, 7, "prose");
     tiny_sql(db, sqlite3_mprintf("UPDATE trace SET prompt = 'p1' WHERE trace_id = 7"));
@@ -282,7 +273,7 @@ static void test_unit(void)
 
 static void test_recommend(void)
 {
-    const char *path = in_dir("recommend.db");
+    const char *path = kv_in_dir(dir, "recommend.db");
     static const char *const budget[] = {"5%", "10%", "20%", "50%", "100%"};
     static const double frac[] = {0.05, 0.1, 0.2, 0.5, 1}, loss[] = {0.9, 0.3, 0.4, 0.1, 0};
     sqlite3 *db = tiny_new_db(path);
@@ -336,7 +327,7 @@ static void test_recommend(void)
 /* Two layers of four query heads and two KV heads, eight prompts; head (5, 3) of `a` loses, the others wobble. */
 static void test_heads(void)
 {
-    const char *path = in_dir("heads.db");
+    const char *path = kv_in_dir(dir, "heads.db");
     sqlite3 *db = tiny_new_db(path);
     tiny_metric(db, 1, "head_error", "lower");
     for (int t = 1; t <= 8; t++) {
@@ -392,7 +383,7 @@ static void test_heads(void)
 
 static void test_predict(void)
 {
-    const char *path = in_dir("predict.db");
+    const char *path = kv_in_dir(dir, "predict.db");
     sqlite3 *db = tiny_new_db(path);
     static const char *const who[] = {"a", "b", "c", "d", "e", "full"};
     static const double good[] = {5, 4, 3, 2, 1, 0}, swapped[] = {4, 5, 3, 2, 1, 0};
@@ -496,8 +487,8 @@ static void two(const char *x, const char *y)
 static void test_merge(void)
 {
     char x[256], y[256], out[256];
-    snprintf(x, sizeof x, "%s", in_dir("x.db")), snprintf(y, sizeof y, "%s", in_dir("y.db"));
-    snprintf(out, sizeof out, "%s", in_dir("out.db"));
+    snprintf(x, sizeof x, "%s", kv_in_dir(dir, "x.db")), snprintf(y, sizeof y, "%s", kv_in_dir(dir, "y.db"));
+    snprintf(out, sizeof out, "%s", kv_in_dir(dir, "out.db"));
     two(x, y);
     CHECKF(!join(x, y, out, false, false), "%s", err.msg);
     count(out, "SELECT count(*) FROM v_run", 6);
@@ -525,7 +516,7 @@ static void test_merge(void)
         change(y, conflict[i].sql);
         CHECK(join(x, y, out, false, false) == KV_EFORMAT);
         CHECKF(strstr(err.msg, conflict[i].says), "'%s' lacks '%s'", err.msg, conflict[i].says);
-        CHECK(access(out, F_OK) && access(in_dir("out.db.partial"), F_OK));
+        CHECK(access(out, F_OK) && access(kv_in_dir(dir, "out.db.partial"), F_OK));
         CHECKF(!join(x, y, out, false, true), "%s", err.msg); /* --first */
         count(
             out,
@@ -540,7 +531,7 @@ static void test_merge(void)
     unlink(out);
     change(y, "UPDATE run SET build = 'build 1' WHERE id = 1");
     CHECK(join(y, x, out, false, false) == KV_EFORMAT && strstr(err.msg, "different builds"));
-    CHECK(join(x, in_dir("none.db"), out, false, false) == KV_EIO && access(out, F_OK));
+    CHECK(join(x, kv_in_dir(dir, "none.db"), out, false, false) == KV_EIO && access(out, F_OK));
     CHECK(join(x, x, dir, false, false) == KV_EIO && strstr(err.msg, "not a regular file"));
     CHECK(join(x, x, NULL, false, false) == KV_EMISUSE);
     change(y, "DROP TABLE slots");

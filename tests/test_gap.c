@@ -312,14 +312,7 @@ static void test_refused(void)
         "knorm:oracle=window",     "knorm:observe=future",      "snapkv:oracle=window+rank",
         "criticalkv:oracle=heads", "defensivekv:oracle=layers", "mixdim.ours:oracle=rank",
         "oracle:target=x"};
-    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
-        kv_spec *s = NULL;
-        size_t n = 0;
-        kv_error e = {""};
-        CHECKF(kv_spec_parse(BAD[i], &s, &n, &e) == KV_EMISUSE && e.msg[0], "'%s' was taken", BAD[i]);
-        for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
-        free(s);
-    }
+    kv_refuses(BAD, sizeof BAD / sizeof *BAD);
 }
 
 int main(void)

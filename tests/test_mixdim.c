@@ -344,14 +344,7 @@ static void test_refused(void)
 {
     static const char *const NO[] = {"mixdim.ours:granularity=layer", "mixdim.ours:granularity=query_head",
                                      "mixdim.ours:page=4", "mixdim.ours:decode=tova"};
-    for (size_t i = 0; i < sizeof NO / sizeof *NO; i++) {
-        kv_spec *s = NULL;
-        size_t n = 0;
-        kv_error e = {""};
-        CHECKF(kv_spec_parse(NO[i], &s, &n, &e) == KV_EMISUSE && e.msg[0], "%s", NO[i]);
-        for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
-        free(s);
-    }
+    kv_refuses(NO, sizeof NO / sizeof *NO);
 }
 
 int main(void)

@@ -258,22 +258,13 @@ static void test_order(void)
     CHECKF(steps == n_steps, "%zu of %zu", steps, n_steps);
 }
 
-/* Under --cut context the question's tokens arrive with the first row; a budget beyond the prompt lets the cache grow.
- */
 static void test_refused(void)
 {
     static const char *const BAD[] = {
         "oracle-belady:every=2",   "oracle-match:bin=3", "oracle-steps.decode:prompt_cut=score",
         "tova.decode:oracle=rank", "snapkv:oracle=",     "snapkv:oracle=none+rank",
         "snapkv:oracle=rank+",     "snapkv:oracle=ranks"};
-    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
-        kv_spec *s = NULL;
-        size_t n = 0;
-        kv_error e = {""};
-        CHECKF(kv_spec_parse(BAD[i], &s, &n, &e) == KV_EMISUSE && e.msg[0], "'%s' was taken", BAD[i]);
-        for (size_t k = 0; k < n; k++) kv_spec_free(&s[k]);
-        free(s);
-    }
+    kv_refuses(BAD, sizeof BAD / sizeof *BAD);
 }
 
 int main(void)

@@ -334,17 +334,6 @@ static void test_long_piece(void)
 
 /* ------------------------------------------------------------------------------------------------ goldens */
 
-static size_t unhex(const char *hex, char *out)
-{
-    size_t n = strlen(hex) / 2;
-    for (size_t i = 0; i < n; i++) {
-        unsigned x = 0;
-        sscanf(hex + 2 * i, "%2x", &x);
-        out[i] = (char)x;
-    }
-    return n;
-}
-
 /* Ids as expected; what the tokens stand for, one behind the other, is the text (byte-level); offsets say so too. */
 static bool vector_ok(const kv_tokenizer *t, const char *text, size_t n, bool special, const json_t *ids, bool exact)
 {
@@ -378,7 +367,7 @@ static void check_vectors(const char *model, const char *vectors, size_t at_leas
     while (fgets(line, sizeof line, f)) {
         json_t *v = json_loads(line, JSON_ALLOW_NUL, NULL), *ids = json_object_get(v, "ids");
         const char *hex = json_string_value(json_object_get(v, "hex"));
-        size_t n = hex ? unhex(hex, text) : 0;
+        size_t n = hex ? kv_unhex(hex, text) : 0;
         bool special = json_is_true(json_object_get(v, "parse_special"));
         if (!json_is_array(ids)) { /* invalid UTF-8 */
             kv_tokens k;

@@ -16,23 +16,12 @@ static char dir[] = "/tmp/kv_test_XXXXXX";
 
 /* ------------------------------------------------------------------------------------------------ goldens */
 
-static size_t unhex(const char *hex, char *out)
-{
-    size_t n = strlen(hex) / 2;
-    for (size_t i = 0; i < n; i++) {
-        unsigned x = 0;
-        sscanf(hex + 2 * i, "%2x", &x);
-        out[i] = (char)x;
-    }
-    return n;
-}
-
 /* Ids as expected, offsets ascending; `exact`: what the tokens stand for, one behind the other, is the text. */
 static bool vector_ok(const kv_tokenizer *t, const json_t *v, bool exact)
 {
     static char text[1 << 16];
     const json_t *ids = json_object_get(v, "ids");
-    size_t n = unhex(json_string_value(json_object_get(v, "hex")), text);
+    size_t n = kv_unhex(json_string_value(json_object_get(v, "hex")), text);
     kv_tokens k;
     kv_error err = {""};
     if (kv_tokenize(t, text, n, true, false, &k, &err)) return printf("%s\n", err.msg), false;

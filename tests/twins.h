@@ -219,6 +219,19 @@ static inline uint32_t kv_dice(kv_rng *r, uint32_t n)
 }
 
 /* A folder in memory where there is one: hundreds of traces that nobody needs on a disk. */
+/* Every string is refused as a policy, as a misuse, with words. */
+static inline void kv_refuses(const char *const *bad, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        kv_spec *s = NULL;
+        size_t n_spec = 0;
+        kv_error e = {""};
+        CHECKF(kv_spec_parse(bad[i], &s, &n_spec, &e) == KV_EMISUSE && e.msg[0], "'%s' was taken", bad[i]);
+        for (size_t k = 0; k < n_spec; k++) kv_spec_free(&s[k]);
+        free(s);
+    }
+}
+
 static inline bool kv_scratch(char dir[32])
 {
     return mkdtemp(strcpy(dir, "/dev/shm/kvtest.XXXXXX")) || mkdtemp(strcpy(dir, "/tmp/kvtest.XXXXXX"));
