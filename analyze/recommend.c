@@ -327,8 +327,8 @@ kv_status kv_cmd_recommend(const kv_analysis *a, kv_error *err)
     } else
         st = print_text(a, &g, r, n, err);
     if (g.n_prompt < 12)
-        fprintf(a->talk, "note: %zu prompts: a bound from so few is wide, and only as good as they are typical\n",
-                g.n_prompt);
+        fprintf(a->talk, "note: %zu prompt%s: a bound from so few is wide, and only as good as they are typical\n",
+                g.n_prompt, g.n_prompt == 1 ? "" : "s");
 out:
     kv_sheet_free(&data);
     kv_grid_free(&g);
