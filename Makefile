@@ -84,10 +84,13 @@ endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$p)))
 $(OUT)/tests/%: $(OBJ)/tests/%.c.o $(LIB)
 	@mkdir -p $(@D)
-	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ -rdynamic $(LDFLAGS) -Wl,--as-needed $(LIBS) $(CULIBS)
+	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) $(filter %.o,$^) $(LIB) -o $@ -rdynamic $(LDFLAGS) -Wl,--as-needed $(LIBS) $(CULIBS)
 $(OUT)/tests/%: $(OBJ)/tests/%.cu.o $(LIB)
 	@mkdir -p $(@D)
 	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) $^ -o $@ $(LDFLAGS) -Wl,--as-needed $(LIBS) $(CULIBS)
+# The saved inputs of the fuzzers are a test like any other.
+FUZZSRC   := $(filter-out tests/fuzz/fuzzer.c,$(wildcard tests/fuzz/*.c))
+$(OUT)/tests/test_fuzz: $(patsubst %,$(OBJ)/%.o,$(FUZZSRC))
 # Plug-ins are built as a stranger builds them: the public header and nothing else.
 PLUGIN     = $(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -shared -fPIC -ffp-contract=off $(WARN) \
              $(filter -fsanitize=%,$(KFLAGS)) -Isim $< -o $@ -lm
@@ -142,8 +145,23 @@ bench-capture: $(OUT)/tests/bench_capture
 bench-decode: $(OUT)/tests/bench_decode
 	@$(OUT)/tests/bench_decode
 
+# ---------------------------------------------------------------------------------------------------- fuzzing
+FUZZ      ?= gguf
+TIME      ?= 60
+FUZZ_OUT  := build/fuzz
+FUZZ_RUN  := -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=65536 -print_final_stats=1
+FUZZ_SAN  := address,undefined
+## fuzz: FUZZ=name [TIME=seconds]: one target of tests/fuzz/fuzz.h under libFuzzer (clang); new inputs in build/fuzz/NAME
+fuzz:
+	@$(call install_cmd,$(DEB_BUILD) clang)
+	@$(MAKE) --no-print-directory CC=clang CUDA=0 CFLAGS='-O1 -g' SAN=fuzzer-no-link,$(FUZZ_SAN) OUT=$(FUZZ_OUT) $(FUZZ_OUT)/fuzz_$(FUZZ)
+	@mkdir -p $(FUZZ_OUT)/$(FUZZ)
+	OPENBLAS_NUM_THREADS=1 $(FUZZ_OUT)/fuzz_$(FUZZ) $(FUZZ_RUN) -max_total_time=$(TIME) -artifact_prefix=$(FUZZ_OUT)/ $(FUZZ_OUT)/$(FUZZ) tests/fuzz/corpus/$(FUZZ)
+$(FUZZ_OUT)/fuzz_%: tests/fuzz/fuzzer.c $(patsubst %,$(OBJ)/%.o,$(FUZZSRC)) $(LIB)
+	$(call say,ld $@)$(CC) $(CFLAGS) $(KFLAGS) -DTARGET=fuzz_$* $(PKGCFLAGS) $^ -o $@ -fsanitize=fuzzer,$(FUZZ_SAN) $(LDFLAGS) -Wl,--as-needed $(LIBS)
+
 # ---------------------------------------------------------------------------------------------------- checks
-SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c sim/plugins/*.c tests/*.[ch] tests/plugins/*.c)
+SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c sim/plugins/*.c tests/*.[ch] tests/fuzz/*.[ch] tests/plugins/*.c)
 LINTFLAGS = $(KFLAGS) -Isim $(PKGCFLAGS) -fsyntax-only -Werror
 ## lint: include arrows, each header alone, warnings as errors in gcc and clang, formatting
 lint: $(OBJ)/build_id.h $(EMBED)
@@ -169,6 +187,6 @@ help:
 	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
 
 FORCE:
-.PHONY: all deps model demo test tests test-gpu bench bench-gpu bench-capture bench-decode lint format install clean help FORCE
+.PHONY: all deps model demo test tests fuzz test-gpu bench bench-gpu bench-capture bench-decode lint format install clean help FORCE
 .SECONDARY:
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

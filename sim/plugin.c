@@ -84,7 +84,7 @@ static kv_status check_params(const kv_plug *p, kv_error *err)
     return KV_OK;
 }
 
-static kv_status check_entry(const kv_plug *p, kv_error *err)
+kv_status kv_plug_check(const kv_plug *p, kv_error *err)
 {
     const kv_plugin *e = p->entry;
     const char *wrong = NULL;
@@ -131,7 +131,7 @@ static kv_status load(kv_plug *p, kv_error *err)
                        "plug-in '%s' exports no kv_plugin_entry; is it a plug-in? (kvtrace_policy.h tells)", p->path);
     memcpy(&entry, &symbol, sizeof entry); /* ISO C has no cast from an object's address to a function's */
     p->entry = entry();
-    return check_entry(p, err);
+    return kv_plug_check(p, err);
 }
 
 static kv_status make_row(kv_plug *p, kv_error *err)

@@ -21,6 +21,8 @@ typedef struct kv_plug {
  * no such file, KV_EFORMAT not a shared object, cut short, or an entry that makes no sense, KV_EUNSUPPORTED another
  * ABI. */
 kv_status kv_plug_open(const char *path, kv_plug **out, kv_error *err);
+/* The part of it that believes p->entry nothing: texts, numbers and parameters make sense. */
+kv_status kv_plug_check(const kv_plug *p, kv_error *err);
 /* Takes key=value if it is one of the plug-in's own parameters (*mine says) or sha256, which must then be that of the
  * file. */
 kv_status kv_plug_set(kv_plug *p, const char *key, const char *value, bool *mine, kv_error *err);

@@ -263,8 +263,9 @@ static kv_status check_shapes(const kv_trace *t, kv_error *err)
         case KV_S_POST_NORM: width = 2, rows = i->hidden; break;
         case KV_S_OFFSETS: width = 1, rows++; break;
         case KV_S_MAP: width = e->width < i->n_token ? i->n_token : 0; break; /* a run may stop before its limit */
-        case KV_S_MAP_WINDOW: width = i->n_prompt; break;
+        case KV_S_MAP_WINDOW: width = i->n_prompt, rows = i->n_prompt; break;
         case KV_S_COLSUM: width = 1, rows = i->n_prompt; break;
+        case KV_S_COLSUM_CTX: width = 1, rows = i->n_context; break;
         case KV_S_LOGITS: break;
         default: width = 1; break;
         }
