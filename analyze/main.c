@@ -117,18 +117,6 @@ static kv_status unknown_command(const char *name, kv_error *err)
     return kv_fail(err, KV_EMISUSE, "unknown command '%s' (known: %s)", name, list);
 }
 
-/* Messages may quote names out of the database or SQLite's words about them: one line, nothing a terminal obeys. */
-static int leave(kv_status st, const kv_error *err)
-{
-    kv_error plain = {.msg = ""};
-    FILE *m = fmemopen(plain.msg, sizeof plain.msg - 1, "w");
-    if (m) {
-        kv_put_plain(m, err->msg, strlen(err->msg));
-        fclose(m);
-    }
-    return kv_cli_exit("kv-analyze", st, &plain);
-}
-
 int main(int argc, char **argv)
 {
     kv_error err = {.msg = ""};
@@ -159,5 +147,5 @@ int main(int argc, char **argv)
         if (!st) st = kv_flush_output(stdout, "standard output", &err);
     }
     settings_free(&s);
-    return leave(st, &err);
+    return kv_cli_exit("kv-analyze", st, &err);
 }

@@ -7,7 +7,7 @@
 #ifndef KV_SHEET_H
 #define KV_SHEET_H
 
-#include "traces/base.h"
+#include "traces/plain.h"
 
 typedef enum { KV_CELL_NULL, KV_CELL_INT, KV_CELL_REAL, KV_CELL_TEXT } kv_cell_kind;
 
@@ -68,8 +68,6 @@ kv_status kv_sheet_sort(kv_sheet *s, int (*cmp)(const kv_sheet *s, const kv_cell
                         const void *ctx, kv_error *err);
 
 /* ------------------------------------------------------------------------------------------------ output */
-/* For a terminal: printable UTF-8 as it is, everything else as \n \t \xNN or \u{N}. */
-void kv_put_plain(FILE *f, const char *s, size_t n);
 /* "..." with JSON escapes; broken UTF-8 becomes U+FFFD. */
 void kv_put_json(FILE *f, const char *s, size_t n);
 /* RFC 4180: quoted when it holds a comma, quote or line break. */

@@ -5,69 +5,19 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* Length of the well-formed UTF-8 sequence at s (n bytes left) and its code point, or 0. */
-static size_t utf8(const char *s, size_t n, uint32_t *cp)
-{
-    const uint8_t *b = (const uint8_t *)s;
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    if (b[0] < 0x80) return *cp = b[0], 1;
-    size_t len = b[0] >= 0xc2 && b[0] < 0xe0   ? 2
-                 : b[0] >= 0xe0 && b[0] < 0xf0 ? 3
-                 : b[0] >= 0xf0 && b[0] < 0xf5 ? 4
-                                               : 0;
-    if (!len || len > n) return 0;
-    uint32_t c = b[0] & (0xffu >> (len + 1));
-    for (size_t i = 1; i < len; i++) {
-        if ((b[i] & 0xc0) != 0x80) return 0;
-        c = c << 6 | (b[i] & 0x3f);
-    }
-    if (c < least[len] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
-    return *cp = c, len;
-}
-
-/* Code points a terminal obeys instead of showing: controls, line separators, marks that reorder or hide text. */
-static bool obeyed(uint32_t c)
-{
-    return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x061c || (c >= 0x200b && c <= 0x200f) ||
-           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x206f) || c == 0xfeff || (c >= 0xe0000 && c < 0xe0080);
-}
-
-void kv_put_plain(FILE *f, const char *s, size_t n)
-{
-    for (size_t i = 0; i < n;) {
-        uint32_t c = 0;
-        size_t len = utf8(s + i, n - i, &c);
-        if (!len)
-            fprintf(f, "\\x%02x", (unsigned char)s[i]), len = 1;
-        else if (c == '\n')
-            fputs("\\n", f);
-        else if (c == '\t')
-            fputs("\\t", f);
-        else if (c == '\r')
-            fputs("\\r", f);
-        else if (c < 0x80 && obeyed(c))
-            fprintf(f, "\\x%02x", c);
-        else if (obeyed(c))
-            fprintf(f, "\\u{%x}", c);
-        else
-            fwrite(s + i, 1, len, f);
-        i += len;
-    }
-}
-
 void kv_put_json(FILE *f, const char *s, size_t n)
 {
     putc('"', f);
     for (size_t i = 0; i < n;) {
         uint32_t c = 0;
-        size_t len = utf8(s + i, n - i, &c);
+        size_t len = kv_utf8_next(s + i, n - i, &c);
         if (!len)
             fputs("\xef\xbf\xbd", f), len = 1;
         else if (c == '"' || c == '\\')
             putc('\\', f), putc((int)c, f);
         else if (c == '\n')
             fputs("\\n", f);
-        else if (c < 0x10000 && obeyed(c))
+        else if (c < 0x10000 && kv_obeyed(c))
             fprintf(f, "\\u%04x", c);
         else
             fwrite(s + i, 1, len, f);

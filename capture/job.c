@@ -1,11 +1,11 @@
 /* job.c - from texts and token files to jobs (job.h). */
 #include "capture/job.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 
 #include "capture/tokenizer.h"
 #include "traces/cli.h"
+#include "traces/json.h"
 
 #define TOKEN_FILE_MAX ((size_t)1 << 30)
 #define RANDOM         "random:"
@@ -155,7 +155,7 @@ static kv_status read_ids(const char *path, kv_job *j, uint32_t n_vocab, kv_erro
     json_error_t why;
     kv_status st = kv_read_file(path, TOKEN_FILE_MAX, &bytes, &n, err);
     if (st) return st;
-    json_t *a = json_loadb((char *)bytes, n, 0, &why);
+    json_t *a = kv_json_load(bytes, n, 0, KV_TOKENS_MAX + (size_t)1, &why);
     free(bytes);
     if (!json_is_array(a)) {
         st = kv_fail(err, KV_EFORMAT, "tokens '%s': not a JSON array of token ids%s%s", path, a ? "" : ": ",

@@ -1,6 +1,5 @@
 /* kv-capture - run a model once and write down its attention. */
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -11,6 +10,8 @@
 #include "kernels/gpu.h"
 #include "kernels/parallel.h"
 #include "traces/cli.h"
+#include "traces/json.h"
+#include "traces/plain.h"
 
 #define MAX_BYTES_DEFAULT 50000000000u
 #define MAP_ROWS_DEFAULT  64u
@@ -265,8 +266,8 @@ static void print_bytes(FILE *to, uint64_t n)
 
 static void print_plan(const kv_capture_plan *p, const kv_job *j, const kv_capture_request *q)
 {
-    printf("%s: %u prompt + %u decoded tokens, %u layers, %s at %s; bytes before compression\n", j->id, j->n_prompt,
-           j->n_token - j->n_prompt, p->info.n_layer, kv_record_name(q->level), kv_dtype_name(q->dtype));
+    printf("%s: %u prompt + %u decoded tokens, %u layers, %s at %s; bytes before compression\n", kv_plain(j->id).s,
+           j->n_prompt, j->n_token - j->n_prompt, p->info.n_layer, kv_record_name(q->level), kv_dtype_name(q->dtype));
     for (int s = 0; s < 32; s++)
         if (p->raw[s]) printf("  %-12s %15llu\n", kv_stream_name((kv_stream)s), (unsigned long long)p->raw[s]);
     printf("  %-12s %15llu\n", "total", (unsigned long long)p->total);
@@ -324,19 +325,19 @@ static void warn_length(batch *b, const kv_job *j)
 {
     const kv_model_desc *d = &b->light->desc;
     if (b->warned || !d->n_ctx || j->n_token <= d->n_ctx) return;
-    fprintf(stderr, "kv-capture: warning: '%s' has %u tokens, more than the %u '%s' was made for\n", j->id, j->n_token,
-            d->n_ctx, d->name);
+    fprintf(stderr, "kv-capture: warning: '%s' has %u tokens, more than the %u '%s' was made for\n", kv_plain(j->id).s,
+            j->n_token, d->n_ctx, kv_plain(d->name).s);
     b->warned = true;
 }
 
 static void print_result(const kv_job *j, const char *path, const kv_capture_result *res)
 {
-    fprintf(stderr, "kv-capture: %s: %u tokens in %.1f s (%.0f tokens/s), ", j->id, j->n_token, res->run_s,
+    fprintf(stderr, "kv-capture: %s: %u tokens in %.1f s (%.0f tokens/s), ", kv_plain(j->id).s, j->n_token, res->run_s,
             res->run_s > 0 ? j->n_token / res->run_s : 0);
     print_bytes(stderr, res->raw);
     fputs(" -> ", stderr);
     print_bytes(stderr, res->stored);
-    fprintf(stderr, " (%.2fx), %s\n", res->stored ? (double)res->raw / (double)res->stored : 1, path);
+    fprintf(stderr, " (%.2fx), %s\n", res->stored ? (double)res->raw / (double)res->stored : 1, kv_plain(path).s);
     const kv_engine_usage *e = &res->engine;
     if (!e->n_device) return;
     fputs("kv-capture: ", stderr);
@@ -391,7 +392,7 @@ static kv_status run_job(batch *b, kv_job *j, kv_error *err)
         goto out;
     }
     if (q->map_full) {
-        fprintf(stderr, "kv-capture: %s: ", j->id);
+        fprintf(stderr, "kv-capture: %s: ", kv_plain(j->id).s);
         print_bytes(stderr, p.total);
         fputs(" before compression, ", stderr);
         print_bytes(stderr, p.raw[KV_S_MAP]);
@@ -509,8 +510,7 @@ static kv_status cmd_run(const options *o, const kv_list *rest, kv_error *err)
     if (!st && o->json && !(b.list = json_array())) st = kv_fail(err, KV_ENOMEM, "out of memory");
     if (!st) st = run_batch(&b, err);
     if (!st && b.list) {
-        json_dumpf(b.list, stdout, JSON_INDENT(1));
-        putchar('\n');
+        if (!kv_json_print(stdout, b.list, JSON_INDENT(1))) st = kv_fail(err, KV_ENOMEM, "out of memory");
     }
     json_decref(b.list);
     kv_engine_close(b.r.engine);
@@ -557,12 +557,11 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
             st = kv_fail(err, KV_EFORMAT, "model '%s': its name is not UTF-8", o->model);
             goto out;
         }
-        json_dumpf(j, stdout, JSON_INDENT(1));
-        putchar('\n');
+        if (!kv_json_print(stdout, j, JSON_INDENT(1))) st = kv_fail(err, KV_ENOMEM, "out of memory");
         json_decref(j);
         goto out;
     }
-    printf("model        %s (%s), %s\n", d->name, d->arch, d->file);
+    printf("model        %s (%s), %s\n", kv_plain(d->name).s, kv_plain(d->arch).s, kv_plain(d->file).s);
     printf("sha256       %s\n", d->sha256);
     printf("parameters   %.1f M: %s\n", (double)d->n_params / 1e6, d->quant);
     printf("shape        %u layers, %u query heads on %u KV heads of %u, hidden %u, feed-forward %u\n", d->n_layer,
@@ -575,25 +574,21 @@ static kv_status cmd_info(const options *o, const kv_list *rest, kv_error *err)
            d->parallel ? ", attention and feed-forward in parallel" : "");
     if (d->n_expert) printf(", %u of %u experts", d->n_expert_used, d->n_expert);
     putchar('\n');
-    printf("vocabulary   %u tokens%s; %s\n", d->n_vocab, d->tied ? ", output tied to it" : "", tok);
+    printf("vocabulary   %u tokens%s; %s\n", d->n_vocab, d->tied ? ", output tied to it" : "", kv_plain(tok).s);
     printf("KV cache     %zu bytes a token at f16\n", (size_t)4 * d->n_layer * d->n_kv_head * d->head_dim);
 out:
     kv_model_close(m);
     return st;
 }
 
+/* As on a terminal, and a backslash doubled: what is shown can be read back. */
 static void print_escaped(const char *s, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)s[i];
-        if (c == '\n')
-            fputs("\\n", stdout);
-        else if (c == '\\')
-            fputs("\\\\", stdout);
-        else if (c < 32 || c == 127)
-            printf("\\x%02x", c);
-        else
-            putchar(c);
+    for (size_t i = 0, len; i < n; i += len + (i + len < n)) {
+        const char *slash = memchr(s + i, '\\', n - i);
+        len = slash ? (size_t)(slash - s) - i : n - i;
+        kv_put_plain(stdout, s + i, len);
+        if (slash) fputs("\\\\", stdout);
     }
 }
 

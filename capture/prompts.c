@@ -1,11 +1,13 @@
 /* prompts.c - prompt sets (prompts.h). */
 #include "capture/prompts.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 
-#define SET_MAX ((size_t)1 << 30) /* bytes of a set or of one text */
-#define ID_MAX  200u
+#include "traces/json.h"
+
+#define SET_MAX    ((size_t)1 << 30) /* bytes of a set or of one text */
+#define ID_MAX     200u
+#define VALUES_MAX (1u << 20) /* JSON values of a prompt */
 
 /* Where an error is. */
 typedef struct {
@@ -117,7 +119,7 @@ out:
 static kv_status parse_line(const char *line, size_t n, kv_prompt *p, const place *at, kv_error *err)
 {
     json_error_t why;
-    json_t *o = json_loadb(line, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
+    json_t *o = kv_json_load(line, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, VALUES_MAX, &why);
     kv_status st = KV_OK;
 
     p->prompt_end = p->context_end = p->bytes = SIZE_MAX;
@@ -243,7 +245,8 @@ kv_status kv_prompt_load(kv_prompt *p, kv_error *err)
     kv_sha256 sha;
     kv_status st;
 
-    if (p->path && !p->text && (st = kv_read_file(p->path, SET_MAX, (uint8_t **)&p->text, &p->n_text, err))) return st;
+    if (p->path && !p->text && (st = kv_read_regular(p->path, SET_MAX, (uint8_t **)&p->text, &p->n_text, err)))
+        return st;
     kv_sha256_init(&sha);
     kv_sha256_update(&sha, p->text, p->n_text);
     kv_sha256_hex(&sha, hex);

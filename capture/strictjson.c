@@ -6,10 +6,12 @@
 
 #include "capture/strmap.h"
 
+#define VALUES_MAX (2u << 20) /* of KV_STORE_TENSORS_MAX tensors, each some ten */
+
 kv_status kv_json_object(const void *p, size_t n, const char *what, json_t **out, kv_error *err)
 {
     json_error_t why;
-    *out = json_loadb(p, n, JSON_REJECT_DUPLICATES, &why);
+    *out = kv_json_load(p, n, JSON_REJECT_DUPLICATES, VALUES_MAX, &why);
     if (!*out) return kv_fail(err, KV_EFORMAT, "%s is not valid JSON: %s (line %d)", what, why.text, why.line);
     if (json_is_object(*out)) return KV_OK;
     json_decref(*out), *out = NULL;
@@ -22,7 +24,7 @@ kv_status kv_json_file(const char *path, size_t max, json_t **out, kv_error *err
     size_t n;
     char what[400];
     *out = NULL;
-    kv_status st = kv_read_file(path, max, &p, &n, err);
+    kv_status st = kv_read_regular(path, max, &p, &n, err);
     if (st) return st;
     snprintf(what, sizeof what, "'%s'", path);
     st = kv_json_object(p, n, what, out, err);

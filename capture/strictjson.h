@@ -3,9 +3,7 @@
 #ifndef KV_STRICTJSON_H
 #define KV_STRICTJSON_H
 
-#include <jansson.h>
-
-#include "traces/base.h"
+#include "traces/json.h"
 
 /* `what` begins the message: "'config.json'", "the header of 'model.safetensors'". The value is an object. */
 kv_status kv_json_object(const void *p, size_t n, const char *what, json_t **out, kv_error *err);

@@ -1,6 +1,8 @@
 /* strmap.c - open addressing with linear probing, at most half full; string helpers of the model readers. */
 #include "capture/strmap.h"
 
+#include "traces/plain.h"
+
 #include <stdlib.h>
 
 uint64_t kv_hash_bytes(const void *p, size_t n)
@@ -70,23 +72,8 @@ kv_shown kv_show(const char *p, size_t n)
 
 size_t kv_utf8_bad(const char *p, size_t n)
 {
-    const uint8_t *b = (const uint8_t *)p;
-    size_t i = 0;
-    while (i < n) {
-        uint8_t c = b[i];
-        size_t len = c < 0x80                 ? 1
-                     : c >= 0xc2 && c <= 0xdf ? 2
-                     : (c & 0xf0) == 0xe0     ? 3
-                     : c >= 0xf0 && c <= 0xf4 ? 4
-                                              : 0;
-        if (!len || len > n - i) return i;
-        for (size_t k = 1; k < len; k++)
-            if ((b[i + k] & 0xc0) != 0x80) return i;
-        /* second-byte limits: no overlong forms, no surrogates, nothing beyond U+10FFFF */
-        if ((c == 0xe0 && b[i + 1] < 0xa0) || (c == 0xed && b[i + 1] > 0x9f) || (c == 0xf0 && b[i + 1] < 0x90) ||
-            (c == 0xf4 && b[i + 1] > 0x8f))
-            return i;
-        i += len;
-    }
+    uint32_t c;
+    for (size_t i = 0, len; i < n; i += len)
+        if (!(len = kv_utf8_next(p + i, n - i, &c))) return i;
     return n;
 }

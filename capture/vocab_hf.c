@@ -4,15 +4,15 @@
  * and Replace (of a space), the pre-tokenisers Split, Digits, ByteLevel and Metaspace, and sequences of them; added
  * tokens with their flags; BOS from the post-processor or from tokenizer_config.json. Anything else is KV_EUNSUPPORTED
  * by name: half a tokeniser gives other tokens than the model was trained on. */
-#include <jansson.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "capture/vocab.h"
+#include "traces/json.h"
 
 #define FILE_MAX     (64u << 20) /* bytes */
 #define CONFIG_MAX   (16u << 20) /* of tokenizer_config.json, chat_template.jinja */
-#define VALUES_MAX   (8u << 20)  /* JSON values: bounds what a hostile file makes the parser allocate */
+#define VALUES_MAX   (8u << 20)  /* JSON values */
 #define SEQUENCE_MAX 16
 
 typedef struct {
@@ -60,33 +60,15 @@ static kv_status flag(const loader *l, const json_t *o, const char *key, bool ab
 
 /* ------------------------------------------------------------------------------------------------ parsing */
 
-/* Values in the text: every one stands behind a comma or an opening bracket. */
-static size_t count_values(const uint8_t *p, size_t n)
-{
-    size_t count = 1;
-    bool quoted = false;
-    for (size_t i = 0; i < n; i++) {
-        if (quoted && p[i] == '\\')
-            i++;
-        else if (p[i] == '"')
-            quoted = !quoted;
-        else if (!quoted)
-            count += p[i] == ',' || p[i] == '[' || p[i] == '{';
-    }
-    return count;
-}
-
 static kv_status parse_file(const char *path, size_t max, size_t flags, json_t **out, kv_error *err)
 {
     uint8_t *text = NULL;
     size_t n;
     json_error_t why;
     *out = NULL;
-    kv_status st = kv_read_file(path, max, &text, &n, err);
+    kv_status st = kv_read_regular(path, max, &text, &n, err);
     if (st) return st;
-    if (count_values(text, n) > VALUES_MAX)
-        st = kv_fail(err, KV_EFORMAT, "'%s' holds more than %u values", path, VALUES_MAX);
-    else if (!(*out = json_loadb((const char *)text, n, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why)))
+    if (!(*out = kv_json_load(text, n, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, VALUES_MAX, &why)))
         st = kv_fail(err, KV_EFORMAT, "'%s' is not valid: %s (line %d)", path, why.text, why.line);
     else if (!json_is_object(*out))
         st = kv_fail(err, KV_EFORMAT, "'%s' is not a JSON object", path);
@@ -425,7 +407,7 @@ static kv_status read_template(loader *l, const char *folder)
     size_t n;
     char *path = kv_format("%s/chat_template.jinja", folder);
     if (!path) return BAD(l, KV_ENOMEM, "out of memory for a path");
-    kv_status st = access(path, F_OK) ? KV_OK : kv_read_file(path, CONFIG_MAX, &text, &n, l->err);
+    kv_status st = access(path, F_OK) ? KV_OK : kv_read_regular(path, CONFIG_MAX, &text, &n, l->err);
     free(path);
     if (!st) l->v.chat_template = (char *)text;
     return st;

@@ -1,5 +1,4 @@
 /* keep.c - `kv-sim keep`: kept sets as NumPy files, the ledger as JSON on stdout. */
-#include <jansson.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -8,6 +7,7 @@
 #include "sim/commands.h"
 #include "sim/mask.h"
 #include "sim/schedule.h"
+#include "traces/json.h"
 
 static const char HELP[] =
     "usage: kv-sim keep TRACE -p POLICY[,..] -b BUDGET[,..] -o KEPT.npy|DIR/ [options]\n"
@@ -157,9 +157,8 @@ kv_status kv_sim_keep(int argc, char **argv, kv_error *err)
         }
     }
     if (!st) {
-        json_dumpf(rq.n_spec * rq.n_budget == 1 && !dir ? json_array_get(all, 0) : all, stdout,
-                   JSON_COMPACT | JSON_REAL_PRECISION(9));
-        putchar('\n');
+        kv_json_print(stdout, rq.n_spec * rq.n_budget == 1 && !dir ? json_array_get(all, 0) : all,
+                      JSON_COMPACT | JSON_REAL_PRECISION(9));
         if (fflush(stdout) || ferror(stdout)) st = kv_fail(err, KV_EIO, "cannot write the ledger to stdout");
     }
 out:

@@ -1,5 +1,4 @@
 /* main.c - kv-sim: replay eviction policies against recorded attention. */
-#include <jansson.h>
 #include <stdlib.h>
 
 #include "sim/commands.h"
@@ -8,6 +7,7 @@
 #include "sim/plugin.h"
 #include "sim/schedule.h"
 #include "sim/scorer.h"
+#include "traces/json.h"
 
 static const struct {
     const char *name, *help;
@@ -149,7 +149,7 @@ kv_status kv_sim_policies(int argc, char **argv, kv_error *err)
         json_t *all = json_array();
         for (const kv_policy *p = kv_policies; p->name && !rest.n && !st; p++) st = append_json(p->name, all, err);
         for (size_t i = 0; i < rest.n && !st; i++) st = append_json(rest.v[i], all, err);
-        if (!st) json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
+        if (!st) kv_json_print(stdout, all, JSON_INDENT(1));
         json_decref(all);
     } else if (!st && rest.n) {
         for (size_t i = 0; i < rest.n && !st; i++) st = print_policy(rest.v[i], err);
@@ -185,7 +185,7 @@ kv_status kv_sim_metrics(int argc, char **argv, kv_error *err)
                    strcmp(d->better, "none") ? " is better" : "", d->unit, d->formula, d->source,
                    d->asked ? "  only when asked for: " : "", d->asked ? d->asked : "", d->asked ? "\n" : "");
     }
-    if (!st && json && !help) json_dumpf(all, stdout, JSON_INDENT(1)), putchar('\n');
+    if (!st && json && !help) kv_json_print(stdout, all, JSON_INDENT(1));
     json_decref(all);
     kv_list_free(&rest);
     return st;

@@ -4,6 +4,7 @@
 #include "sim/commands.h"
 #include "sim/oracle.h"
 #include "sim/scorer.h"
+#include "traces/plain.h"
 
 /* --protect sink=4,recent=32,segment=NAME */
 static kv_status protect(kv_spec *s, const char *text, kv_error *err)
@@ -115,7 +116,7 @@ void kv_spec_print_unread(const kv_spec *s, size_t n)
             fprintf(stderr,
                     "kv-sim: note: nothing in this form of policy '%s' reads %s: no effect (`kv-sim policies %s` lists "
                     "what it reads)\n",
-                    s[i].row->name, s[i].unread, s[i].row->name);
+                    s[i].row->name, kv_plain(s[i].unread).s, s[i].row->name);
     }
 }
 

@@ -14,6 +14,7 @@
 #include "sim/oracle.h"
 #include "sim/results.h"
 #include "sim/schedule.h"
+#include "traces/plain.h"
 
 static const char HELP[] =
     "usage: kv-sim run TRACE.. -p POLICY[,..] -b BUDGET[,..] --db results.db [options]\n"
@@ -171,7 +172,7 @@ static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const 
                 fprintf(stderr,
                         "kv-sim: note: %s and %s kept the same sets at every budget of '%s' (%zu): is a parameter "
                         "without effect?\n",
-                        p->spec[a].canonical, p->spec[b].canonical, path, same);
+                        kv_plain(p->spec[a].canonical).s, kv_plain(p->spec[b].canonical).s, kv_plain(path).s, same);
         }
     free(print);
     return st;
@@ -291,7 +292,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         double off = ledger.match_bytes > 0 ? ledger.mean_bytes / ledger.match_bytes - 1 : 0;
         if (o->match && fabs(off) > UNMATCHED)
             fprintf(stderr, "kv-sim: note: %s at %s of '%s' holds %+.0f %% bytes: no budget comes nearer\n",
-                    spec[point[i].spec].row->name, o->rq.budget[point[i].budget].text, path, 100 * off);
+                    spec[point[i].spec].row->name, o->rq.budget[point[i].budget].text, kv_plain(path).s, 100 * off);
         kv_run run = {.spec = &spec[point[i].spec],
                       .budget = &o->rq.budget[point[i].budget],
                       .c = point[i].c,
@@ -344,12 +345,13 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     if (!st) o->n_new += n_point;
     if (!st) st = twins(&plan, point, n_point, path, err);
     if (!st && !rp.layer_error && (o->wanted >> KV_M_LAYER_ERROR & 1))
-        fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", path);
+        fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", kv_plain(path).s);
     if (!st && !rp.bound && (o->wanted & KV_M_BOUNDS))
-        fprintf(stderr, "kv-sim: '%s' carries no W_O: bounds are left out\n", path);
+        fprintf(stderr, "kv-sim: '%s' carries no W_O: bounds are left out\n", kv_plain(path).s);
     if (!st && (o->wanted & KV_M_EVIDENCE) && (kv_metric_default() & ~KV_M_CLOSED & ~o->wanted) && rp.coverage &&
         !rp.coverage->evidence.n_token)
-        fprintf(stderr, "kv-sim: '%s' marks no evidence before the cut: evidence metrics are left out\n", path);
+        fprintf(stderr, "kv-sim: '%s' marks no evidence before the cut: evidence metrics are left out\n",
+                kv_plain(path).s);
 out:
     kv_progress_end(bar);
     if (open) kv_results_rollback(db);
@@ -423,7 +425,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     }
     if (!st)
         fprintf(stderr, "kv-sim: %zu new run%s, %zu already there, in '%s'\n", o.n_new, o.n_new == 1 ? "" : "s",
-                o.n_old, o.db);
+                o.n_old, kv_plain(o.db).s);
 out:
     kv_results_close(db);
     kv_model_close(o.model);

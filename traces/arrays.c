@@ -1,8 +1,8 @@
 /* arrays.c - one array out of .npy, .npz and safetensors files (arrays.h). */
 #include "traces/arrays.h"
+#include "traces/json.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <zlib.h>
@@ -12,6 +12,7 @@
 #define MEMBERS_MAX   65536u
 #define DEFLATE_MAX   1032u /* deflate makes at most this many bytes of one */
 #define HEADER_MAX    (100u << 20)
+#define VALUES_MAX    (2u << 20) /* in a header */
 
 /* An open container and what is looked for in it. */
 typedef struct {
@@ -258,7 +259,7 @@ static kv_status load_safetensors(source *s, kv_npy *out)
     if (st) return st;
     if (n > HEADER_MAX || n > s->size - 8) return BAD(s, "header length %llu", (unsigned long long)n);
     if ((st = kv_array(&text, (size_t)n, 1, s->err)) || (st = read_at(s, 8, text, (size_t)n))) goto out;
-    if (!(head = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, &why)) || !json_is_object(head)) {
+    if (!(head = kv_json_load(text, (size_t)n, JSON_REJECT_DUPLICATES, VALUES_MAX, &why)) || !json_is_object(head)) {
         st = BAD(s, "bad safetensors header: %s", head ? "not an object" : why.text);
         goto out;
     }

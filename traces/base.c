@@ -458,6 +458,15 @@ out:
     return st;
 }
 
+kv_status kv_read_regular(const char *path, size_t max, uint8_t **out, size_t *n, kv_error *err)
+{
+    struct stat sb;
+    *out = NULL, *n = 0;
+    if (stat(path, &sb)) return kv_fail(err, KV_EIO, "cannot read '%s': %s", path, strerror(errno));
+    if (!S_ISREG(sb.st_mode)) return kv_fail(err, KV_EIO, "cannot read '%s': not a regular file", path);
+    return kv_read_file(path, max, out, n, err);
+}
+
 /* A rename is only on the disk when its folder is. Some file systems cannot sync a folder; that is not an error. */
 static void sync_folder(const char *path)
 {

@@ -132,6 +132,8 @@ kv_rng_normal(kv_rng *r); /* standard normal, from the sum of 12 units minus 6 (
 /* --- files --- */
 /* Whole file into a fresh buffer with a zero byte behind it; refuses more than `max` bytes. */
 kv_status kv_read_file(const char *path, size_t max, uint8_t **out, size_t *n, kv_error *err);
+/* The same for a name that stands in somebody else's folder or file: no pipe that never ends, no device. */
+kv_status kv_read_regular(const char *path, size_t max, uint8_t **out, size_t *n, kv_error *err);
 /* Write the bytes to PATH.partial, fsync, rename, fsync the folder; a path that is not a regular file
  * (/dev/null, a pipe) is written in place. On failure no file stands under the final name. */
 kv_status kv_write_file(const char *path, const void *data, size_t n, kv_error *err);

@@ -1,6 +1,8 @@
 /* cli.c - options, numbers, progress, signals (cli.h). */
 #include "traces/cli.h"
 
+#include "traces/plain.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <locale.h>
@@ -224,7 +226,11 @@ int kv_cli_exit(const char *prog, kv_status st, const kv_error *err)
         return 1;
     }
     fflush(stdout);
-    fprintf(stderr, "%s: %s\n", prog, err && err->msg[0] ? err->msg : "failed");
+    /* messages quote names out of files */
+    const char *msg = err && err->msg[0] ? err->msg : "failed";
+    fprintf(stderr, "%s: ", prog);
+    kv_put_plain(stderr, msg, strlen(msg));
+    putc('\n', stderr);
     if (st == KV_EMISUSE) fprintf(stderr, "try '%s --help'\n", prog);
     return st == KV_EMISUSE ? 2 : 1;
 }
@@ -301,7 +307,7 @@ void kv_progress_step(kv_progress *p, double done, const char *note)
         } else {
             fprintf(stderr, " %s, %s %s/s", p->unit, r, p->unit);
         }
-        fprintf(stderr, "%s%.40s\033[K", note ? " " : "", note ? note : "");
+        fprintf(stderr, "%s%.60s\033[K", note ? " " : "", kv_plain(note).s);
         p->shown = at, p->visible = true;
     }
     pthread_mutex_unlock(&p->lock);

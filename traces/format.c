@@ -100,7 +100,8 @@ kv_status kvt_check_record(const kvt_entry *e, const char *path, kv_error *err)
                        "version does not know",
                        path, e->offset, e->dtype, e->filter);
     size_t bytes = kv_dtype_bytes((kv_dtype)e->dtype);
-    if ((what = "plane count", e->planes != (e->filter == KVT_FILTER_PLANES ? bytes : 1)) ||
+    if ((what = "byte stream's size", s->kind == 'b' && e->raw > KVT_BYTES_MAX) ||
+        (what = "plane count", e->planes != (e->filter == KVT_FILTER_PLANES ? bytes : 1)) ||
         (what = "layer", e->layer >= KV_LAYERS_MAX) ||
         (what = "head range", !e->head_count || (uint32_t)e->head_first + e->head_count > KV_HEADS_MAX) ||
         (what = "width", !e->width || e->width > KV_TOKENS_MAX) ||

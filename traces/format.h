@@ -21,7 +21,7 @@
 
 #define KVT_BLOCK_ROWS  1024u          /* tokens in a chunk, at most (writer) */
 #define KVT_BLOCK_BYTES KV_TRACE_BLOCK /* raw bytes in a chunk, at most, unless a row of a head is more (writer) */
-#define KVT_BYTES_MAX   (256u << 20)   /* raw bytes in a chunk of bytes, at most (writer) */
+#define KVT_BYTES_MAX   (256u << 20)   /* raw bytes in a chunk of bytes, at most */
 #define KVT_PLANE_MIN   256u           /* elements of a head in a chunk below which bytes are not split (writer) */
 #define KVT_CHECKPOINT  (256u << 20)   /* bytes of file between two checkpoints */
 #define KVT_RAW_MAX     (1u << 30)     /* raw bytes of a chunk (reader refuses more) */

@@ -1,14 +1,16 @@
 /* meta.c - a trace's metadata: checks, copies, and the JSON it is stored as. The JSON is one flat object; keys that are
  * not in the table of FORMAT.md are kept as they are in kv_trace_info.extra. */
 #include "traces/format.h"
+#include "traces/json.h"
 
 #include <ctype.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 
 #define STRING_MAX 65536u
-#define SPANS_MAX  (1u << 20)
+#define SPANS_MAX  (1u << 18)
+#define VALUES_MAX (1u << 20) /* JSON values in all: spans are three each */
+#define EXTRA_MAX  (1u << 17) /* of them in `extra` */
 
 /* ---------------------------------------------------------------------------------------------- checks */
 static bool is_sha(const char *s)
@@ -143,9 +145,9 @@ kv_status kvt_info_to_json(const kv_trace_info *i, char **out, kv_error *err)
     *out = NULL;
     if (st) goto out;
     if (i->extra) {
-        extra = json_loads(i->extra, JSON_REJECT_DUPLICATES, &je);
+        extra = kv_json_load(i->extra, strlen(i->extra), JSON_REJECT_DUPLICATES, EXTRA_MAX, &je);
         if (!json_is_object(extra)) {
-            st = kv_fail(err, KV_EMISUSE, "bad metadata: 'extra' is not a JSON object");
+            st = kv_fail(err, KV_EMISUSE, "bad metadata: 'extra' is not a JSON object of at most %u values", EXTRA_MAX);
             goto out;
         }
     }
@@ -311,7 +313,7 @@ kv_status kvt_info_from_json(const char *json, size_t n, kv_trace_info *i, kv_er
     json_error_t je;
     char *dtype = NULL;
     uint32_t n_window;
-    fields f = {json_loadb(json, n, JSON_REJECT_DUPLICATES, &je), NULL};
+    fields f = {kv_json_load(json, n, JSON_REJECT_DUPLICATES, VALUES_MAX, &je), NULL};
     memset(i, 0, sizeof *i);
     if (!json_is_object(f.o)) {
         st = kv_fail(err, KV_EFORMAT, "bad metadata: %s", f.o ? "not a JSON object" : je.text);

@@ -2,11 +2,13 @@
  * derived, so their size is bounded by the disk only. */
 #include "traces/derive.h"
 #include "traces/npy.h"
+#include "traces/plain.h"
 #include "traces/tr.h"
 
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /* What the names of streams in `cat` stand for when the trace does not store them but has Q and K. */
 typedef enum { STORED, MAP, LSE, COLSUM, ROWSTAT } kind;
@@ -197,8 +199,14 @@ static kv_status cat_bytes(const kv_trace *t, kv_stream s, const char *path, kv_
     kv_status st = kv_trace_read_bytes(t, s, &p, &n, err);
     if (!st && path)
         st = kv_write_file(path, p, n, err);
-    else if (!st)
+    else if (!st && !isatty(STDOUT_FILENO))
         fwrite(p, 1, n, stdout);
+    for (size_t i = 0, len; !st && !path && isatty(STDOUT_FILENO) && i < n; i += len + 1) { /* line by line */
+        const char *end = memchr(p + i, '\n', n - i);
+        len = end ? (size_t)(end - p) - i : n - i;
+        kv_put_plain(stdout, p + i, len);
+        putchar('\n');
+    }
     free(p);
     return st;
 }

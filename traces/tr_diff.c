@@ -1,8 +1,9 @@
 /* tr_diff.c - kv-trace diff: how far apart are two traces of the same thing. */
+#include "traces/json.h"
+#include "traces/plain.h"
 #include "traces/tr.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -134,7 +135,6 @@ static kv_status run(int argc, char **argv, int *code, kv_error *err)
     const kv_opt opts[] = {{"tol", 0, KV_OPT_F64, &tol}, {"json", 0, KV_OPT_FLAG, &json}, {0}};
     kv_trace *a = NULL, *b = NULL;
     json_t *keys = NULL, *list = json_array(), *v;
-    char *text = NULL;
     size_t i;
     kv_status st = tr_parse(argc, argv, opts, &rest, 2, 2, err);
     if (!st && !(tol >= 0)) st = kv_fail(err, KV_EMISUSE, "--tol %g: zero or more is expected", tol);
@@ -169,17 +169,16 @@ static kv_status run(int argc, char **argv, int *code, kv_error *err)
     if (st) goto out;
     if (json) {
         json_t *o = json_pack("{s:b,s:f,s:O,s:O}", "same", !beyond, "tol", tol, "streams", list, "metadata", keys);
-        if ((text = json_dumps(o, JSON_INDENT(2)))) puts(text);
+        if (!kv_json_print(stdout, o, JSON_INDENT(2))) st = kv_fail(err, KV_ENOMEM, "out of memory");
         json_decref(o);
     } else if (json_array_size(keys)) {
         printf("metadata that differs (not judged):");
-        json_array_foreach(keys, i, v) printf(" %s", json_string_value(v));
+        json_array_foreach(keys, i, v) printf(" %s", kv_plain(json_string_value(v)).s);
         putchar('\n');
     }
     *code = beyond ? 1 : 0;
 out:
     json_decref(keys), json_decref(list);
-    free(text);
     kv_trace_close(a), kv_trace_close(b);
     kv_list_free(&rest);
     return st;

@@ -1,8 +1,8 @@
 /* tr_import.c - kv-trace import: arrays made elsewhere become a trace. */
 #include "traces/arrays.h"
+#include "traces/json.h"
 #include "traces/tr.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -88,7 +88,7 @@ static kv_status load_tokens(const char *path, size_t n, uint32_t **out, kv_erro
     for (size_t i = 0; i < n; i++) (*out)[i] = (uint32_t)i;
     if (!path) return KV_OK;
     if ((st = kv_read_file(path, TOKENS_JSON_MAX, &text, &len, err))) return st;
-    a = json_loadb((const char *)text, len, 0, &je);
+    a = kv_json_load(text, len, 0, KV_TOKENS_MAX + (size_t)1, &je);
     if (!json_is_array(a)) {
         st = kv_fail(err, KV_EFORMAT, "cannot read tokens '%s': %s", path, a ? "not a JSON array of ids" : je.text);
     } else if (json_array_size(a) != n) {

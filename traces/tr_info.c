@@ -1,8 +1,9 @@
 /* tr_info.c - kv-trace info: what a trace holds. */
+#include "traces/json.h"
+#include "traces/plain.h"
 #include "traces/tr.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 
 static json_t *streams_json(const kv_trace *t)
@@ -27,8 +28,9 @@ static json_t *streams_json(const kv_trace *t)
 static kv_status print_json(const kv_trace *t, kv_error *err)
 {
     kv_status st = KV_OK;
-    char *text = NULL, *out = NULL;
+    char *text = NULL;
     size_t n;
+    json_error_t why;
     json_t *o = json_object(), *meta = NULL, *prov = NULL;
     if ((st = kvt_info_to_json(&t->info, &text, err))) goto out;
     meta = json_loads(text, 0, NULL);
@@ -41,15 +43,12 @@ static kv_status print_json(const kv_trace *t, kv_error *err)
     free(text), text = NULL;
     if (kv_trace_has(t, KV_S_PROVENANCE, 0, 0, 0, 0)) {
         if ((st = kv_trace_read_bytes(t, KV_S_PROVENANCE, &text, &n, err))) goto out;
-        if ((prov = json_loadb(text, n, JSON_DECODE_ANY, NULL))) json_object_set(o, "provenance", prov);
+        if ((prov = kv_json_load(text, n, JSON_DECODE_ANY, 1 << 16, &why))) json_object_set(o, "provenance", prov);
     }
-    if (!(out = json_dumps(o, JSON_INDENT(2))))
-        st = kv_fail(err, KV_ENOMEM, "out of memory");
-    else
-        puts(out);
+    if (!kv_json_print(stdout, o, JSON_INDENT(2))) st = kv_fail(err, KV_ENOMEM, "out of memory");
 out:
     json_decref(o), json_decref(meta), json_decref(prov);
-    free(text), free(out);
+    free(text);
     return st;
 }
 
@@ -68,17 +67,17 @@ static void print_table(const kv_trace *t)
     kv_trace_usage u = kv_trace_reader_usage(t);
     uint32_t windowed = 0;
     for (uint32_t l = 0; l < i->n_layer; l++) windowed += i->window[l] > 0;
-    printf("%s  (format %u.%u, %" PRIu64 " bytes)\n", t->path, KVT_MAJOR, t->minor, t->size);
-    printf("model     %s, %s\n", i->model, i->arch);
+    printf("%s  (format %u.%u, %" PRIu64 " bytes)\n", kv_plain(t->path).s, KVT_MAJOR, t->minor, t->size);
+    printf("model     %s, %s\n", kv_plain(i->model).s, kv_plain(i->arch).s);
     if (i->prompt_id)
-        printf("prompt    %s%s%s\n", i->prompt_id, i->category ? ", " : "", i->category ? i->category : "");
+        printf("prompt    %s%s%s\n", kv_plain(i->prompt_id).s, i->category ? ", " : "", kv_plain(i->category).s);
     printf("shape     layers ");
     print_layers(i);
     printf(" of %u, %u query heads on %u KV heads of %u, hidden %u\n", i->n_layer_model, i->n_q_head, i->n_kv_head,
            i->head_dim, i->hidden);
     printf("tokens    %u: %u prompt, %u decoded", i->n_token, i->n_prompt, i->n_token - i->n_prompt);
     if (i->n_context) printf(", question from %u", i->n_context);
-    printf("\nrecorded  %s at %s, scale %.6g", i->record, kv_dtype_name(i->dtype), (double)i->scale);
+    printf("\nrecorded  %s at %s, scale %.6g", kv_plain(i->record).s, kv_dtype_name(i->dtype), (double)i->scale);
     if (i->softcap > 0) printf(", softcap %.6g", (double)i->softcap);
     if (windowed) printf(", %u sliding-window layers", windowed);
     if (i->wo_sha256) printf(", W_O in wo-%.16s.kvw", i->wo_sha256);

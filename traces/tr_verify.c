@@ -1,9 +1,10 @@
 /* tr_verify.c - kv-trace verify and recover. */
+#include "traces/json.h"
+#include "traces/plain.h"
 #include "traces/tr.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -24,7 +25,6 @@ static kv_status run_verify(int argc, char **argv, int *code, kv_error *err)
     const kv_opt opts[] = {{"deep", 0, KV_OPT_FLAG, &deep}, {"json", 0, KV_OPT_FLAG, &json}, {0}};
     kv_status st = tr_parse(argc, argv, opts, &rest, 1, SIZE_MAX, err);
     json_t *all = json_array();
-    char *text = NULL;
     size_t bad = 0;
     for (size_t i = 0; !st && i < rest.n; i++) {
         kvt_checked c = {0};
@@ -45,16 +45,15 @@ static kv_status run_verify(int argc, char **argv, int *code, kv_error *err)
             json_array_append_new(all, o);
         } else if (one) {
             fflush(stdout);
-            fprintf(stderr, "kv-trace verify: %s\n", why.msg);
+            fprintf(stderr, "kv-trace verify: %s\n", kv_plain(why.msg).s);
         } else {
-            printf("%s: ok, %" PRIu64 " chunks, %" PRIu64 " bytes", rest.v[i], c.chunks, c.bytes);
+            printf("%s: ok, %" PRIu64 " chunks, %" PRIu64 " bytes", kv_plain(rest.v[i]).s, c.chunks, c.bytes);
             if (deep) printf(", all decoded, %" PRIu64 " rows recomputed", c.rows);
             printf("%s%s\n", c.note[0] ? "; note: " : "", c.note);
         }
     }
-    if (json && !st && (text = json_dumps(all, JSON_INDENT(2)))) puts(text);
+    if (json && !st && !kv_json_print(stdout, all, JSON_INDENT(2))) st = kv_fail(err, KV_ENOMEM, "out of memory");
     json_decref(all);
-    free(text);
     kv_list_free(&rest);
     *code = bad ? 1 : 0;
     return st;
@@ -112,8 +111,8 @@ static kv_status run_recover(int argc, char **argv, int *code, kv_error *err)
     bool nll = d.finished || !t->info.model_sha256 || !strcmp(t->info.record, "tokens") ||
                kv_trace_has(t, KV_S_NLL, 0, 0, 0, 1);
     bool lost = d.bad_chunks || layers || tokens || !ids || !nll;
-    printf("%s: %u of %u layers, %u of %u tokens, %" PRIu64 " chunks%s\n", rest.v[1], part.n_layer, t->info.n_layer,
-           part.n_token, t->info.n_token, c.chunks, lost ? "" : ", nothing lost");
+    printf("%s: %u of %u layers, %u of %u tokens, %" PRIu64 " chunks%s\n", kv_plain(rest.v[1]).s, part.n_layer,
+           t->info.n_layer, part.n_token, t->info.n_token, c.chunks, lost ? "" : ", nothing lost");
     if (lost)
         printf("lost: %" PRIu64 " chunks damaged or missing, %u layers and %u tokens incomplete%s, %" PRIu64
                " bytes unreadable%s\n",
