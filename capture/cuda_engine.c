@@ -90,8 +90,9 @@ static kv_status device_rooms(kv_cuda *e, kv_cuda_gpu *v, kv_error *err)
             break;
         st = kv_cuda_check(v, kv_gpu_copy(v->inv_freq[i], freq, bytes, v->run), "angles", err);
     }
-    kv_cuda_attn one = {.n_q_head = d->n_q_head, .n_kv_head = d->n_kv_head, .d = d->head_dim, .n_row = 1};
+    kv_cuda_attn one = {.n_q_head = d->n_q_head, .n_kv_head = d->n_kv_head, .d = d->head_dim, .n_row = 1, .scale = 1};
     one.n_key = e->o.capacity, one.row0 = one.n_key - 1, one.bits = one.out_bits = e->bits;
+    if (!st && !kv_decode_scratch(&one)) st = kv_fail(err, KV_EUNSUPPORTED, "no kernel decodes this shape");
     v->work_bytes = kv_cuda_work_bytes(e, e->chunk);
     if (st || (st = kv_cuda_room(v, a, rows * sizeof *v->token, "tokens", &v->token, err)) ||
         (st = kv_cuda_room(v, a, rows * h * sizeof(float), "the residual stream", &v->x, err)) ||
