@@ -163,6 +163,9 @@ $(FUZZ_OUT)/fuzz_%: tests/fuzz/fuzzer.c $(patsubst %,$(OBJ)/%.o,$(FUZZSRC)) $(LI
 # ---------------------------------------------------------------------------------------------------- checks
 SRCS      = $(wildcard $(MODULES:%=%/*.[ch]) sim/scorers/*.c sim/plugins/*.c tests/*.[ch] tests/fuzz/*.[ch] tests/plugins/*.c)
 LINTFLAGS = $(KFLAGS) -Isim $(PKGCFLAGS) -fsyntax-only -Werror
+## check-all: make test, warnings as errors, lint, sanitizers on what meets memory, threads and files of others (.ci/run)
+check-all:
+	@sh tests/check-all.sh
 ## lint: include arrows, each header alone, warnings as errors in gcc and clang, formatting
 lint: $(OBJ)/build_id.h $(EMBED)
 	sh tests/arrows.sh
@@ -187,6 +190,6 @@ help:
 	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
 
 FORCE:
-.PHONY: all deps model demo test tests fuzz test-gpu bench bench-gpu bench-capture bench-decode lint format install clean help FORCE
+.PHONY: all deps model demo test tests fuzz check-all test-gpu bench bench-gpu bench-capture bench-decode lint format install clean help FORCE
 .SECONDARY:
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
