@@ -12,17 +12,20 @@ namespace
 {
 const int THREADS = 128;
 
-/* MT: 16-row tiles of a warp. */
-template <typename T, int D, int MT, int KEYS, bool STAT>
-__global__ void __launch_bounds__(THREADS, D <= 128 ? 2 : 1) attention_mma(const kv_attn_args g)
+/* MT: 16-row tiles of a warp. SEEN: kv_own_keys or kv_branch_keys. */
+template <typename T, int D, int MT, int KEYS, bool STAT, template <typename> class SEEN>
+__global__ void __launch_bounds__(THREADS, D <= 128 ? 2 : 1)
+    attention_mma(const kv_attn_args all, const kv_cuda_branches branches)
 {
     const int ROWS = 64 * MT, PITCH = kv_pitch<D>::bytes, NT = KEYS / 8, DT = D / 8;
     extern __shared__ __align__(16) unsigned char smem[];
-    const kv_cuda_attn &a = g.a;
     const uint32_t lane = threadIdx.x & 31, warp = threadIdx.x >> 5, quad = lane >> 2, t = lane & 3;
     const uint32_t head = blockIdx.x, r0 = (gridDim.y - 1 - blockIdx.y) * ROWS;
-    const T *q = (const T *)g.q + head * a.q_head;
-    const T *k = (const T *)g.k + head / g.group * a.kv_head, *v = (const T *)g.v + head / g.group * a.kv_head;
+    const SEEN<T> seen(all, branches, head);
+    const kv_attn_args &g = seen.g;
+    const kv_cuda_attn &a = g.a;
+    auto key = [&](uint32_t j) { return seen.key(j); };
+    auto value = [&](uint32_t j) { return seen.value(j); };
     const uint32_t sq = kv_smem(smem), sk = sq + ROWS * PITCH, sv = sk + KEYS * PITCH;
 
     uint32_t last = min(r0 + ROWS, a.n_row) - 1, first_key, end_key, unused;
@@ -31,8 +34,8 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 2 : 1) attention_mma(const
     first_key = first_key / KEYS * KEYS;
     const uint32_t n_tile = end_key > first_key ? (end_key - first_key + KEYS - 1) / KEYS : 0;
 
-    kv_copy_tile<ROWS, D, THREADS>(sq, q, a.q_row, r0, a.n_row, a.d);
-    if (n_tile) kv_copy_tile<KEYS, D, THREADS>(sk, k, a.kv_token, first_key, a.n_key, a.d);
+    kv_copy_tile<ROWS, D, THREADS>(sq, seen.q, a.q_row, r0, a.n_row, a.d);
+    if (n_tile) kv_copy_rows<KEYS, D, THREADS>(sk, seen.keys, key, first_key, a.n_key, a.d);
     kv_copy_commit();
 
     float o[MT][DT][4] = {};
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 2 : 1) attention_mma(const
         const uint32_t j0 = first_key + i * KEYS;
         kv_copy_wait<0>();
         __syncthreads(); /* K is there, and nobody reads the last V any more */
-        kv_copy_tile<KEYS, D, THREADS>(sv, v, a.kv_token, j0, a.n_key, a.d);
+        kv_copy_rows<KEYS, D, THREADS>(sv, seen.values, value, j0, a.n_key, a.d);
         kv_copy_commit();
 
         float s[MT][NT][4] = {};
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 2 : 1) attention_mma(const
         }
         kv_copy_wait<0>();
         __syncthreads(); /* V is there, and nobody reads this K any more */
-        if (i + 1 < n_tile) kv_copy_tile<KEYS, D, THREADS>(sk, k, a.kv_token, j0 + KEYS, a.n_key, a.d);
+        if (i + 1 < n_tile) kv_copy_rows<KEYS, D, THREADS>(sk, seen.keys, key, j0 + KEYS, a.n_key, a.d);
         kv_copy_commit();
 
         if (a.softcap > 0) {
@@ -176,30 +179,34 @@ __global__ void __launch_bounds__(THREADS, D <= 128 ? 2 : 1) attention_mma(const
         }
 }
 
-template <typename T, int D, int MT, int KEYS, bool STAT> int launch(const kv_attn_args &g, cudaStream_t stream)
+template <typename T, int D, int MT, int KEYS, bool STAT, template <typename> class SEEN>
+int launch(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream)
 {
     const int smem = (64 * MT + 2 * KEYS) * kv_pitch<D>::bytes;
-    auto kernel = attention_mma<T, D, MT, KEYS, STAT>;
-    dim3 grid(g.a.n_q_head, (g.a.n_row + 64 * MT - 1) / (64 * MT));
-    if (grid.y > 65535) return (int)cudaErrorInvalidValue;
+    auto kernel = attention_mma<T, D, MT, KEYS, STAT, SEEN>;
+    dim3 grid(g.a.n_q_head, (g.a.n_row + 64 * MT - 1) / (64 * MT), b.n_branch);
+    if (grid.y > 65535 || grid.z > 65535) return (int)cudaErrorInvalidValue;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
     if (e) return (int)e;
-    kernel<<<grid, THREADS, smem, stream>>>(g);
+    kernel<<<grid, THREADS, smem, stream>>>(g, b);
     return (int)cudaGetLastError();
 }
 
-template <typename T, bool STAT> int by_size(const kv_attn_args &g, cudaStream_t stream)
+template <typename T, bool STAT, template <typename> class SEEN>
+int by_size(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream)
 {
-    if (g.a.d <= 32) return launch<T, 32, 2, 64, STAT>(g, stream);
-    if (g.a.d <= 64) return launch<T, 64, 2, 64, STAT>(g, stream);
-    if (g.a.d <= 96) return launch<T, 96, 2, 64, STAT>(g, stream);
-    if (g.a.d <= 128) return launch<T, 128, 2, 64, STAT>(g, stream);
-    return launch<T, 256, 1, 32, STAT>(g, stream);
+    if (g.a.d <= 32) return launch<T, 32, 2, 64, STAT, SEEN>(g, b, stream);
+    if (g.a.d <= 64) return launch<T, 64, 2, 64, STAT, SEEN>(g, b, stream);
+    if (g.a.d <= 96) return launch<T, 96, 2, 64, STAT, SEEN>(g, b, stream);
+    if (g.a.d <= 128) return launch<T, 128, 2, 64, STAT, SEEN>(g, b, stream);
+    return launch<T, 256, 1, 32, STAT, SEEN>(g, b, stream);
 }
 
 template <typename T> int by_stat(const kv_attn_args &g, cudaStream_t stream)
 {
-    return g.stat ? by_size<T, true>(g, stream) : by_size<T, false>(g, stream);
+    kv_cuda_branches one = {};
+    one.n_branch = 1;
+    return g.stat ? by_size<T, true, kv_own_keys>(g, one, stream) : by_size<T, false, kv_own_keys>(g, one, stream);
 }
 } // namespace
 
@@ -218,4 +225,23 @@ int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const 
                      float *stat, cudaStream_t stream)
 {
     return kv_attention_path(a, KV_PATH_BEST, q, k, v, out, lse, stat, stream);
+}
+
+int kv_attention_branches_path(const kv_cuda_attn *a, const kv_cuda_branches *b, int path, const void *q, const void *k,
+                               const void *v, void *out, float *lse, cudaStream_t stream)
+{
+    int e = kv_attn_check(a);
+    if (e || !a->n_row || !b->n_branch) return e;
+    kv_attn_args g = kv_attn_args_of(a, q, k, v, out, lse, NULL);
+    const bool aligned = ((size_t)b->own_k | (size_t)b->own_v | 2 * b->own_head) % 16 == 0;
+    if (path == KV_PATH_PLAIN || !aligned || !kv_attn_tensor(a, q, k, v, out))
+        return kv_attention_branches_plain(g, *b, stream);
+    return a->bits == 16 ? by_size<__half, false, kv_branch_keys>(g, *b, stream)
+                         : by_size<__nv_bfloat16, false, kv_branch_keys>(g, *b, stream);
+}
+
+int kv_attention_branches_dev(const kv_cuda_attn *a, const kv_cuda_branches *b, const void *q, const void *k,
+                              const void *v, void *out, float *lse, cudaStream_t stream)
+{
+    return kv_attention_branches_path(a, b, KV_PATH_BEST, q, k, v, out, lse, stream);
 }

@@ -13,6 +13,8 @@ enum { KV_PATH_BEST = 0, KV_PATH_MMA = 1, KV_PATH_PLAIN = 2 };
 
 int kv_attention_path(const kv_cuda_attn *a, int path, const void *q, const void *k, const void *v, void *out,
                       float *lse, float *stat, cudaStream_t stream);
+int kv_attention_branches_path(const kv_cuda_attn *a, const kv_cuda_branches *b, int path, const void *q, const void *k,
+                               const void *v, void *out, float *lse, cudaStream_t stream);
 int kv_colsum_path(const kv_cuda_attn *a, int path, const void *q, const void *k, const float *lse, double *acc,
                    size_t acc_head, cudaStream_t stream);
 
@@ -22,6 +24,7 @@ bool kv_colsum_sm90(const kv_attn_args &g, double *acc, size_t acc_head, cudaStr
 
 /* Any head size up to 512, any type, any alignment. */
 int kv_attention_plain(const kv_attn_args &g, cudaStream_t stream);
+int kv_attention_branches_plain(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream);
 int kv_colsum_plain(const kv_attn_args &g, double *acc, size_t acc_head, cudaStream_t stream);
 
 #endif

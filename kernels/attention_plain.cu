@@ -29,40 +29,47 @@ KV_DEV double warp_sum(double x)
     return x;
 }
 
-/* rows at .. at+count-1 of x into shared memory as float, rows `pitch` apart; zeros from row n on */
+/* rows at .. at+count-1 into shared memory as float, rows `pitch` apart; zeros from row n on. Row i is where row(i) says
+ */
+template <typename ROW>
+KV_DEV void fill_rows(float *dst, uint32_t pitch, ROW row, uint32_t at, uint32_t count, uint32_t n, uint32_t d)
+{
+    for (uint32_t i = threadIdx.x; i < count * d; i += THREADS) {
+        uint32_t r = i / d, c = i % d;
+        dst[r * pitch + c] = at + r < n ? kv_wide(row(at + r)[c]) : 0.f;
+    }
+}
 template <typename T>
 KV_DEV void fill(float *dst, uint32_t pitch, const T *x, size_t stride, uint32_t at, uint32_t count, uint32_t n,
                  uint32_t d)
 {
-    for (uint32_t i = threadIdx.x; i < count * d; i += THREADS) {
-        uint32_t r = i / d, c = i % d;
-        dst[r * pitch + c] = at + r < n ? kv_wide(x[(size_t)(at + r) * stride + c]) : 0.f;
-    }
+    fill_rows(dst, pitch, [=](uint32_t i) { return x + (size_t)i * stride; }, at, count, n, d);
 }
 
-/* PER: elements of the output a lane holds, 32 * PER >= d. */
-template <typename T, int PER> __global__ void __launch_bounds__(THREADS) attention_plain(const kv_attn_args g)
+/* PER: elements of the output a lane holds, 32 * PER >= d. SEEN: kv_own_keys or kv_branch_keys. */
+template <typename T, int PER, template <typename> class SEEN>
+__global__ void __launch_bounds__(THREADS) attention_plain(const kv_attn_args all, const kv_cuda_branches branches)
 {
     extern __shared__ __align__(16) float tile[];
+    const uint32_t lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.x;
+    const SEEN<T> seen(all, branches, head);
+    const kv_attn_args &g = seen.g;
     const kv_cuda_attn &a = g.a;
-    const uint32_t lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.x, d = a.d, pitch = d | 1;
-    const uint32_t r0 = (gridDim.y - 1 - blockIdx.y) * WARPS, row = r0 + warp;
-    const T *q = (const T *)g.q + head * a.q_head;
-    const T *k = (const T *)g.k + head / g.group * a.kv_head, *v = (const T *)g.v + head / g.group * a.kv_head;
+    const uint32_t d = a.d, pitch = d | 1, r0 = (gridDim.y - 1 - blockIdx.y) * WARPS, row = r0 + warp;
     float *sq = tile, *sk = sq + WARPS * d, *sv = sk + KEYS * pitch;
     uint32_t first, end, lo = 0, hi = 0, unused;
     kv_sees(a, r0, &first, &unused);
     kv_sees(a, min(r0 + WARPS, a.n_row) - 1, &unused, &end);
     if (row < a.n_row) kv_sees(a, row, &lo, &hi);
-    fill(sq, d, q, a.q_row, r0, WARPS, a.n_row, d);
+    fill(sq, d, seen.q, a.q_row, r0, WARPS, a.n_row, d);
 
     float m = -INFINITY, o[PER] = {};
     double l = 0, s1 = 0, s2 = 0;
     uint32_t arg = 0;
     for (uint32_t j0 = first; j0 < end; j0 += KEYS) {
         __syncthreads();
-        fill(sk, pitch, k, a.kv_token, j0, KEYS, a.n_key, d);
-        fill(sv, d, v, a.kv_token, j0, KEYS, a.n_key, d);
+        fill_rows(sk, pitch, [&](uint32_t i) { return seen.key(i); }, j0, KEYS, a.n_key, d);
+        fill_rows(sv, d, [&](uint32_t i) { return seen.value(i); }, j0, KEYS, a.n_key, d);
         __syncthreads();
         uint32_t j = j0 + lane;
         float s = j >= lo && j < hi ? score_of(a, sq + warp * d, sk + lane * pitch) : -INFINITY;
@@ -150,24 +157,33 @@ __global__ void __launch_bounds__(THREADS) colsum_plain(const kv_attn_args g, do
     acc[head * acc_head + j] += sum;
 }
 
-template <typename T, int PER> int launch(const kv_attn_args &g, cudaStream_t stream)
+template <typename T, int PER, template <typename> class SEEN>
+int launch(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream)
 {
     size_t smem = ((size_t)(WARPS + KEYS) * g.a.d + KEYS * (g.a.d | 1)) * sizeof(float);
-    dim3 grid(g.a.n_q_head, (g.a.n_row + WARPS - 1) / WARPS);
-    if (grid.y > 65535) return (int)cudaErrorInvalidValue;
-    cudaError_t e =
-        cudaFuncSetAttribute(attention_plain<T, PER>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+    dim3 grid(g.a.n_q_head, (g.a.n_row + WARPS - 1) / WARPS, b.n_branch);
+    if (grid.y > 65535 || grid.z > 65535) return (int)cudaErrorInvalidValue;
+    auto kernel = attention_plain<T, PER, SEEN>;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
     if (e) return (int)e;
-    attention_plain<T, PER><<<grid, THREADS, smem, stream>>>(g);
+    kernel<<<grid, THREADS, smem, stream>>>(g, b);
     return (int)cudaGetLastError();
 }
 
-template <typename T> int by_size(const kv_attn_args &g, cudaStream_t stream)
+template <typename T, template <typename> class SEEN>
+int by_size(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream)
 {
-    if (g.a.d <= 64) return launch<T, 2>(g, stream);
-    if (g.a.d <= 128) return launch<T, 4>(g, stream);
-    if (g.a.d <= 256) return launch<T, 8>(g, stream);
-    return launch<T, 16>(g, stream);
+    if (g.a.d <= 64) return launch<T, 2, SEEN>(g, b, stream);
+    if (g.a.d <= 128) return launch<T, 4, SEEN>(g, b, stream);
+    if (g.a.d <= 256) return launch<T, 8, SEEN>(g, b, stream);
+    return launch<T, 16, SEEN>(g, b, stream);
+}
+
+template <template <typename> class SEEN>
+int by_type(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream)
+{
+    if (g.a.bits == 32) return by_size<float, SEEN>(g, b, stream);
+    return g.a.bits == 16 ? by_size<__half, SEEN>(g, b, stream) : by_size<__nv_bfloat16, SEEN>(g, b, stream);
 }
 
 template <typename T> int launch_colsum(const kv_attn_args &g, double *acc, size_t acc_head, cudaStream_t stream)
@@ -184,8 +200,14 @@ template <typename T> int launch_colsum(const kv_attn_args &g, double *acc, size
 
 int kv_attention_plain(const kv_attn_args &g, cudaStream_t stream)
 {
-    if (g.a.bits == 32) return by_size<float>(g, stream);
-    return g.a.bits == 16 ? by_size<__half>(g, stream) : by_size<__nv_bfloat16>(g, stream);
+    kv_cuda_branches one = {};
+    one.n_branch = 1;
+    return by_type<kv_own_keys>(g, one, stream);
+}
+
+int kv_attention_branches_plain(const kv_attn_args &g, const kv_cuda_branches &b, cudaStream_t stream)
+{
+    return by_type<kv_branch_keys>(g, b, stream);
 }
 
 int kv_colsum_plain(const kv_attn_args &g, double *acc, size_t acc_head, cudaStream_t stream)

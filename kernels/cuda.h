@@ -47,6 +47,22 @@ typedef struct {
 int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const void *v, void *out, float *lse,
                      float *stat, struct CUstream_st *stream);
 
+/* The same for branches: sequences that share a prompt, of which each head sees what its branch kept, and their own
+ * rows behind it. Row r of branch b is row b * n_row + r of q, out and lse, and of own_k, own_v [KV head][all rows][d],
+ * heads own_head apart; it sees rows 0..r of its branch. Of k and v, n_key rows of the prompt, query head h of branch b
+ * sees the positions list[first[i]] .. list[first[i] + count[i] - 1], i = b * n_q_head + h; where first[i] is KV_WHOLE
+ * all of them, and then the window counts. a: n_row = rows of one branch; row0 is not read. All arrays on the device.
+ */
+#define KV_WHOLE UINT32_MAX
+typedef struct {
+    uint32_t n_branch;
+    const void *own_k, *own_v;
+    size_t own_head;
+    const uint32_t *list, *first, *count;
+} kv_cuda_branches;
+int kv_attention_branches_dev(const kv_cuda_attn *a, const kv_cuda_branches *b, const void *q, const void *k,
+                              const void *v, void *out, float *lse, struct CUstream_st *stream);
+
 /* acc[h][j] += sum of p[r][j] over the rows that see key j; acc [q_head] rows of n_key doubles at stride acc_head. Rows
  * are added in a fixed order, by tiles in f32 and across tiles in double. out_*, stat and v are not read. */
 int kv_colsum_dev(const kv_cuda_attn *a, const void *q, const void *k, const float *lse, double *acc, size_t acc_head,
@@ -97,6 +113,28 @@ int kv_cast_dev(size_t n, const float *src, void *dst, int bits, uint32_t *over,
 /* x = cap tanh(x / cap) */
 int kv_softcap_dev(size_t n, float *x, float cap, struct CUstream_st *stream);
 
+/* ---------------------------------------------------------------------------------------------- branches compared */
+/* What a row of logits says. */
+enum { KV_TOP = 5 };
+typedef struct {
+    double lse; /* ln sum exp */
+    float nll;  /* lse - logit of the target */
+    uint32_t
+        top[KV_TOP]; /* the largest, descending; ties: lower first; UINT32_MAX behind the last of a small vocabulary */
+} kv_logit_row;
+int kv_logit_rows_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, kv_logit_row *out,
+                      struct CUstream_st *stream);
+/* Rows of logits against those of the full cache: row r with row i = (first + r) % n_base of base [n_base][n_vocab], of
+ * which said [n_base] is what kv_logit_rows_dev says. out [n_row][4]: nll[r] - nll[i], KL(i || r) >= 0, 1 where the
+ * most likely token is the same, the share of the KV_TOP most likely that are. target [n_base]. */
+int kv_logit_compare_dev(size_t n_row, size_t n_vocab, const float *logits, size_t first, size_t n_base,
+                         const float *base, const kv_logit_row *said, const uint32_t *target, float *out,
+                         struct CUstream_st *stream);
+/* out[r] = mean over n_unit parts of `width` elements of ||b - x|| / ||b|| (0 where b is 0), x row r, b row r % n_base
+ * of base; rows of n_unit * width elements of `bits`, sums in double. */
+int kv_row_distance_dev(size_t n_row, size_t n_base, size_t n_unit, size_t width, int bits, const void *base,
+                        const void *x, float *out, struct CUstream_st *stream);
+
 /* ---------------------------------------------------------------------------------------------- definitions */
 /* On the host, for those of the functions above that have no twin in kernels.h. out and the others are float; what the
  * device rounds to `bits` is rounded the same way here. */
@@ -105,6 +143,14 @@ void kv_heads_ref(size_t n_row, size_t n_head, size_t d, const float *proj, size
                   size_t rot, float *out, int bits, size_t out_head);
 void kv_layernorm_dev_ref(size_t n_row, size_t n, const float *x, const float *w, const float *b, float eps, float *y);
 void kv_gate_ref(size_t n, int act, const float *gate, const float *up, float *out);
+/* q, k, v and those of b: floats at the strides of a; out float; false: out of memory. */
+bool kv_attention_branches_ref(const kv_cuda_attn *a, const kv_cuda_branches *b, const float *q, const float *k,
+                               const float *v, float *out, float *lse);
+void kv_logit_rows_ref(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, kv_logit_row *out);
+void kv_logit_compare_ref(size_t n_row, size_t n_vocab, const float *logits, size_t first, size_t n_base,
+                          const float *base, const kv_logit_row *said, const uint32_t *target, float *out);
+void kv_row_distance_ref(size_t n_row, size_t n_base, size_t n_unit, size_t width, const float *base, const float *x,
+                         float *out);
 
 #ifdef __cplusplus
 }

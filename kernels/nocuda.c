@@ -221,6 +221,36 @@ int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const 
     return NO_DEVICE;
 }
 
+int kv_attention_branches_dev(const kv_cuda_attn *a, const kv_cuda_branches *b, const void *q, const void *k,
+                              const void *v, void *out, float *lse, struct CUstream_st *stream)
+{
+    (void)a, (void)b, (void)q, (void)k, (void)v, (void)out, (void)lse, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_logit_rows_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, kv_logit_row *out,
+                      struct CUstream_st *stream)
+{
+    (void)n_row, (void)n_vocab, (void)logits, (void)target, (void)out, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_logit_compare_dev(size_t n_row, size_t n_vocab, const float *logits, size_t first, size_t n_base,
+                         const float *base, const kv_logit_row *said, const uint32_t *target, float *out,
+                         struct CUstream_st *stream)
+{
+    (void)n_row, (void)n_vocab, (void)logits, (void)first, (void)n_base, (void)base, (void)said, (void)target;
+    (void)out, (void)stream;
+    return NO_DEVICE;
+}
+
+int kv_row_distance_dev(size_t n_row, size_t n_base, size_t n_unit, size_t width, int bits, const void *base,
+                        const void *x, float *out, struct CUstream_st *stream)
+{
+    (void)n_row, (void)n_base, (void)n_unit, (void)width, (void)bits, (void)base, (void)x, (void)out, (void)stream;
+    return NO_DEVICE;
+}
+
 int kv_colsum_dev(const kv_cuda_attn *a, const void *q, const void *k, const float *lse, double *acc, size_t acc_head,
                   struct CUstream_st *stream)
 {

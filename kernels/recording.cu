@@ -1,5 +1,6 @@
 /* recording.cu - the kernels of a capture (gpu.h): byte planes, next-token losses, attention maps, weights at random.
  */
+#include "kernels/block.cuh"
 #include "kernels/gpu.h"
 #include "kernels/half.h"
 #include "kernels/kernels.h"
@@ -93,19 +94,6 @@ extern "C" int kv_pack_cuda(int bits, size_t n, const float *src, uint8_t *dst, 
 }
 
 /* ------------------------------------------------------------------------------------------------ next tokens */
-/* The block's value of op over its threads, in a fixed order. */
-template <typename T, typename F> static __device__ T over_block(T v, T *shared, F op)
-{
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int d = 16; d; d /= 2) v = op(v, __shfl_xor_sync(0xffffffff, v, d));
-    __syncthreads();
-    if (!lane) shared[warp] = v;
-    __syncthreads();
-    T all = shared[0];
-    for (int w = 1; w < (int)blockDim.x / 32; w++) all = op(all, shared[w]);
-    return all;
-}
-
 /* One pass: every thread keeps its largest logit and the sum relative to it, in float over some hundreds of terms; the
  * threads' sums meet in double. */
 static __global__ void nll_rows(size_t n_vocab, const float *logits, const uint32_t *target, float *nll)
@@ -119,9 +107,9 @@ static __global__ void nll_rows(size_t n_vocab, const float *logits, const uint3
         if (v > top) part *= expf(top - v), top = v; /* the first time expf(-inf) = 0 */
         part += expf(v - top);
     }
-    float all = over_block(top, top_of, [](float a, float b) { return fmaxf(a, b); });
+    float all = kv_over_block(top, top_of, [](float a, float b) { return fmaxf(a, b); });
     double sum = top > -CUDART_INF_F ? (double)part * exp((double)top - (double)all) : 0;
-    sum = over_block(sum, sum_of, [](double a, double b) { return a + b; });
+    sum = kv_over_block(sum, sum_of, [](double a, double b) { return a + b; });
     if (!threadIdx.x) nll[blockIdx.x] = (float)(log(sum) + (double)all - (double)l[target[blockIdx.x]]);
 }
 

@@ -3,112 +3,13 @@
  * kernel twice (the bytes must agree) and compares. Outputs start poisoned, so what was not written shows. */
 #include "kernels/attention.cuh"
 #include "kernels/gpu.h"
-#include "kernels/half.h"
 #include "kernels/random.h"
-#include "kernels/table_cuda.h"
+#include "kernels/table_cuda.cuh"
 #include "kernels/tensor.cuh"
-
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 namespace
 {
 #define COUNT(a) (sizeof(a) / sizeof *(a))
-
-void fail(kv_verdict *v, const char *why)
-{
-    if (v->ok) snprintf(v->why, sizeof v->why, "%s", why);
-    v->ok = false;
-}
-
-/* Memory of one check, host and device; all of it goes at the end. */
-struct pool {
-    kv_verdict *v;
-    uint64_t seed;
-    void *host[32], *dev[32];
-    int n_host, n_dev;
-    cudaError_t error;
-};
-
-float *floats(pool *p, size_t n, float factor)
-{
-    float *x = (float *)malloc((n + 1) * sizeof *x);
-    if (!x) abort();
-    p->host[p->n_host++] = x;
-    if (factor == 0)
-        memset(x, 0xff, n * sizeof *x); /* NaN */
-    else
-        kv_fill_normal(p->seed++ * 7919 + 13, n, x);
-    for (size_t i = 0; factor != 0 && factor != 1 && i < n; i++) x[i] *= factor;
-    return x;
-}
-
-void *device(pool *p, size_t bytes)
-{
-    void *d = NULL;
-    if (!p->error) p->error = cudaMalloc(&d, bytes + 16);
-    if (!p->error) p->error = cudaMemset(d, 0xff, bytes);
-    p->dev[p->n_dev++] = d;
-    return d;
-}
-
-/* x rounded to bits, on the device in that type and on the host in place. */
-void *upload(pool *p, int bits, size_t n, float *x)
-{
-    kv_round_ref(bits, n, x);
-    void *d = device(p, n * 4);
-    if (bits == 32) {
-        if (!p->error) p->error = cudaMemcpy(d, x, n * 4, cudaMemcpyHostToDevice);
-        return d;
-    }
-    uint16_t *h = (uint16_t *)malloc(2 * n + 2);
-    if (!h) abort();
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u;
-        memcpy(&u, x + i, 4);
-        h[i] = (uint16_t)(bits == 16 ? kv_f16_bits(u) : u >> 16);
-    }
-    if (!p->error) p->error = cudaMemcpy(d, h, 2 * n, cudaMemcpyHostToDevice);
-    free(h);
-    return d;
-}
-
-/* n elements of the device as floats. */
-float *download(pool *p, int bits, size_t n, const void *d)
-{
-    float *x = floats(p, n, 0);
-    if (!p->error) p->error = cudaMemcpy(x, d, n * (bits == 32 ? 4 : 2), cudaMemcpyDeviceToHost);
-    if (bits == 32) return x;
-    for (size_t i = n; i--;) {
-        uint16_t h;
-        memcpy(&h, (char *)x + 2 * i, 2);
-        x[i] = bits == 17 ? __bfloat162float(__ushort_as_bfloat16(h)) : __half2float(__ushort_as_half(h));
-    }
-    return x;
-}
-
-void close_pool(pool *p)
-{
-    cudaError_t e = cudaDeviceSynchronize();
-    if (!p->error) p->error = e;
-    if (p->error) fail(p->v, cudaGetErrorString(p->error));
-    for (int i = 0; i < p->n_host; i++) free(p->host[i]);
-    for (int i = 0; i < p->n_dev; i++) cudaFree(p->dev[i]);
-}
-
-/* kv_compare where the definition wrote; where it left the poison, so must the kernel. */
-void compare(pool *p, const char *what, size_t n, const float *got, const float *want, double tol)
-{
-    float *a = floats(p, n, 1), *b = floats(p, n, 1);
-    for (size_t i = 0; i < n; i++) {
-        const bool poison = isnan(want[i]);
-        a[i] = !poison ? got[i] : isnan(got[i]) ? 0 : 1e30f;
-        b[i] = poison ? 0 : want[i];
-    }
-    kv_compare(what, n, a, b, tol, p->v);
-}
 
 /* Six query heads on two KV heads, strides that leave gaps. */
 kv_cuda_attn shape_of(const kv_case *c, int bits, int out_bits)
@@ -407,6 +308,20 @@ const kv_case attn_cases[] = {
     {90, 190, 24, 100, 0, 0, 2},     {65, 150, 48, 80, 33, 0, 0},    {140, 333, 256, 193, 0, 0, 0},
     {70, 200, 256, 130, 64, 50, 2},  {20, 30, 64, 40, 16, 30, 0},    {9, 21, 7, 12, 0, 0, 0},
     {5, 40, 128, 60, 0, 0, 0},       {12, 50, 320, 38, 0, 0, 0},     {385, 385, 72, 0, 1, 0, 0}};
+/* Rows of a branch, tokens of the prompt, head size; row0: branches; kind: bits of the type, plus 100 for the kernel
+ * without tensor cores. */
+const kv_case branch_f32_cases[] = {
+    {1, 1, 64, 1, 0, 0, 32}, {7, 90, 24, 5, 0, 0, 32}, {20, 130, 64, 4, 33, 30, 32}, {33, 200, 128, 3, 0, 0, 32}};
+const kv_case branch_bf16_cases[] = {{96, 700, 128, 5, 0, 0, 17},  {1, 40, 64, 9, 0, 0, 17},  {130, 300, 64, 3, 100, 0, 17},
+                                     {50, 260, 256, 3, 0, 50, 17}, {20, 64, 80, 4, 17, 0, 17}, {9, 33, 7, 3, 0, 0, 17},
+                                     {30, 128, 128, 3, 0, 0, 117}};
+const kv_case branch_f16_cases[] = {
+    {96, 1000, 128, 4, 0, 0, 16}, {40, 300, 96, 5, 64, 0, 16}, {65, 200, 32, 3, 0, 30, 16}};
+/* Rows, rows of the base, vocabulary; row0: the first row's number. */
+const kv_case logit_cases[] = {
+    {1, 1, 2, 0, 0, 0, 0}, {9, 4, 511, 2, 0, 0, 0}, {5, 3, 49152, 1, 0, 0, 0}, {40, 7, 1000, 5, 0, 0, 0}};
+/* Rows, rows of the base, width; row0: units. */
+const kv_case distance_cases[] = {{12, 4, 64, 6, 0, 0, 32}, {5, 5, 576, 1, 0, 0, 32}, {30, 10, 128, 32, 0, 0, 17}, {6, 2, 7, 3, 0, 0, 16}};
 const kv_case decode_cases[] = {
     {1, 1, 128, 0, 0, 0, 0},        {1, 64, 128, 63, 0, 0, 0},     {1, 5000, 128, 4999, 0, 0, 0},
     {1, 20011, 64, 20010, 0, 0, 2}, {1, 3000, 80, 2999, 0, 50, 2}, {1, 2500, 256, 2499, 0, 0, 0},
@@ -564,6 +479,11 @@ extern const kv_kernel kv_cuda_table[] = {
     ROW("decode bf16", KV_CLOSE, 1e-2, decode_cases, (check_attention<17, DECODE>)),
     ROW("decode f16", KV_CLOSE, 1.5e-3, decode_cases, (check_attention<16, DECODE>)),
     ROW("decode f32", KV_CLOSE, 5e-6, decode_cases, (check_attention<32, DECODE>)),
+    ROW("branches f32", KV_CLOSE, 5e-6, branch_f32_cases, kv_check_branches),
+    ROW("branches bf16", KV_CLOSE, 1e-2, branch_bf16_cases, kv_check_branches),
+    ROW("branches f16", KV_CLOSE, 1.5e-3, branch_f16_cases, kv_check_branches),
+    ROW("logits of branches", KV_CLOSE, 1e-5, logit_cases, kv_check_logits),
+    ROW("distance of branches", KV_CLOSE, 1e-6, distance_cases, kv_check_distance),
     ROW("colsum f32", KV_CLOSE, 5e-6, attn_cases, (check_colsum<32, KV_PATH_BEST>)),
     ROW("colsum bf16 plain", KV_CLOSE, 5e-6, attn_cases, (check_colsum<17, KV_PATH_PLAIN>)),
     ROW("colsum bf16 mma", KV_CLOSE, 1e-5, attn_cases, (check_colsum<17, KV_PATH_MMA>)),

@@ -156,9 +156,10 @@ template <int D> struct kv_pitch {
     static const int bytes = D * 2 + 16;
 };
 
-/* rows x D tile of a matrix with `n` rows and d <= D columns (d a multiple of 8), from row `at` on; zeros beyond. */
-template <int ROWS, int D, int THREADS, typename T>
-KV_DEV void kv_copy_tile(uint32_t dst, const T *src, size_t stride, uint32_t at, uint32_t n, uint32_t d)
+/* rows x D tile of a matrix with `n` rows and d <= D columns (d a multiple of 8), from row `at` on; zeros beyond. Row i
+ * is where row(i) says; any: an address that may be named where nothing is read. */
+template <int ROWS, int D, int THREADS, typename T, typename ROW>
+KV_DEV void kv_copy_rows(uint32_t dst, const T *any, ROW row, uint32_t at, uint32_t n, uint32_t d)
 {
     const int chunks = D / 8;
 #pragma unroll
@@ -166,9 +167,70 @@ KV_DEV void kv_copy_tile(uint32_t dst, const T *src, size_t stride, uint32_t at,
         int x = i * THREADS + (int)threadIdx.x, r = x / chunks, c = x % chunks;
         if (ROWS * chunks % THREADS && x >= ROWS * chunks) break;
         bool valid = at + r < n && (uint32_t)c * 8 < d;
-        kv_copy16(dst + r * kv_pitch<D>::bytes + c * 16, valid ? src + (size_t)(at + r) * stride + c * 8 : src, valid);
+        kv_copy16(dst + r * kv_pitch<D>::bytes + c * 16, valid ? row(at + r) + c * 8 : any, valid);
     }
 }
+/* Rows at a stride. */
+template <int ROWS, int D, int THREADS, typename T>
+KV_DEV void kv_copy_tile(uint32_t dst, const T *src, size_t stride, uint32_t at, uint32_t n, uint32_t d)
+{
+    kv_copy_rows<ROWS, D, THREADS>(dst, src, [=](uint32_t i) { return src + (size_t)i * stride; }, at, n, d);
+}
+
+/* What a block's query head attends to. Here: keys one behind the other. */
+template <typename T> struct kv_own_keys {
+    kv_attn_args g;
+    const T *q, *keys, *values;
+    KV_DEV kv_own_keys(const kv_attn_args &all, const kv_cuda_branches &, uint32_t head) : g(all)
+    {
+        q = (const T *)g.q + head * g.a.q_head;
+        keys = (const T *)g.k + head / g.group * g.a.kv_head;
+        values = (const T *)g.v + head / g.group * g.a.kv_head;
+    }
+    KV_DEV const T *key(uint32_t j) const
+    {
+        return keys + (size_t)j * g.a.kv_token;
+    }
+    KV_DEV const T *value(uint32_t j) const
+    {
+        return values + (size_t)j * g.a.kv_token;
+    }
+};
+
+/* Of branch blockIdx.z: what it kept of the prompt, then its own rows. `g` becomes that of this branch and head. */
+template <typename T> struct kv_branch_keys {
+    kv_attn_args g;
+    const T *q, *keys, *values, *own_keys, *own_values;
+    const uint32_t *list;
+    uint32_t n;
+    KV_DEV kv_branch_keys(const kv_attn_args &all, const kv_cuda_branches &b, uint32_t head) : g(all)
+    {
+        const uint32_t i = blockIdx.z * g.a.n_q_head + head, kv_head = head / g.group;
+        const size_t row = (size_t)blockIdx.z * g.a.n_row, own = kv_head * b.own_head + row * g.a.d;
+        const bool whole = b.first[i] == KV_WHOLE;
+        n = whole ? g.a.n_key : b.count[i];
+        list = whole ? nullptr : b.list + b.first[i];
+        q = (const T *)g.q + head * g.a.q_head + row * g.a.q_row;
+        keys = (const T *)g.k + kv_head * g.a.kv_head, values = (const T *)g.v + kv_head * g.a.kv_head;
+        own_keys = (const T *)b.own_k + own, own_values = (const T *)b.own_v + own;
+        g.out = (char *)g.out + row * g.a.out_row * (g.a.out_bits == 32 ? 4 : 2);
+        g.lse += row;
+        g.a.row0 = n, g.a.n_key = n + g.a.n_row;
+        if (!whole) g.a.window = 0;
+    }
+    KV_DEV const T *at(const T *prompt, const T *own, uint32_t j) const
+    {
+        return j >= n ? own + (size_t)(j - n) * g.a.d : prompt + (size_t)(list ? list[j] : j) * g.a.kv_token;
+    }
+    KV_DEV const T *key(uint32_t j) const
+    {
+        return at(keys, own_keys, j);
+    }
+    KV_DEV const T *value(uint32_t j) const
+    {
+        return at(values, own_values, j);
+    }
+};
 
 /* What one row of the softmax knows. Sums are a lane's share of its quad's columns until kv_row_finish.
  * m in units of the raw score; l = sum e, a = sum e (s - m) log2 e, c = sum e^2, with e = e^(s - m). */
