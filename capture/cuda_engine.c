@@ -38,16 +38,28 @@ kv_status kv_cuda_room(kv_cuda_gpu *v, kv_cuda_arena *a, size_t n, const char *w
     return KV_OK;
 }
 
-static void free_arena(kv_cuda_arena *a)
+void kv_cuda_free_arena(kv_cuda_arena *a)
 {
     for (size_t i = 0; i < a->n; i++) kv_gpu_free(a->block[i]);
     free(a->block);
     *a = (kv_cuda_arena){0};
 }
 
+int kv_cuda_need(kv_cuda_gpu *v, void **p, size_t *have, size_t n)
+{
+    int g;
+    if (n <= *have) return 0;
+    if ((g = kv_gpu_stream_sync(v->run)) || (g = kv_gpu_stream_sync(v->pack)) || (g = kv_gpu_stream_sync(v->copy)))
+        return g;
+    kv_gpu_free(*p);
+    *have = 0;
+    if ((g = kv_gpu_alloc(n, p))) return g;
+    *have = n;
+    return 0;
+}
+
 /* ------------------------------------------------------------------------------------------------ memory of a run */
-/* Does this architecture pass products through `tmp`? */
-static bool needs_tmp(const kv_model *m)
+bool kv_cuda_needs_tmp(const kv_model *m)
 {
     const kv_layer_weights *w = m->layer;
     return m->desc.n_expert || w->post_attn_norm.w || w->post_ffn_norm.w || m->desc.residual_scale != 1;
@@ -103,7 +115,7 @@ static kv_status device_rooms(kv_cuda *e, kv_cuda_gpu *v, kv_error *err)
         return st;
     if (d->n_expert && (st = kv_cuda_room(v, a, n * d->n_expert * sizeof(float), "activations", &v->expert, err)))
         return st;
-    return needs_tmp(e->m) ? kv_cuda_room(v, a, n * h * sizeof(float), "activations", &v->tmp, err) : KV_OK;
+    return kv_cuda_needs_tmp(e->m) ? kv_cuda_room(v, a, n * h * sizeof(float), "activations", &v->tmp, err) : KV_OK;
 }
 
 /* Room for statistics and column sums, with the first call that wants them. */
@@ -149,6 +161,10 @@ static kv_status cuda_resize(kv_engine *base, uint32_t capacity, kv_error *err)
     kv_status st = KV_OK;
     e->n_past = 0, e->compute_s = 0;
     kv_cuda_copy_restart(e);
+    if (e->o.no_cache) { /* what branches need is made with them */
+        e->o.capacity = capacity;
+        return KV_OK;
+    }
     if (capacity <= e->o.capacity && e->dev[0].rooms.n) return KV_OK;
     drain(e);
     e->o.capacity = capacity;
@@ -160,7 +176,7 @@ static kv_status cuda_resize(kv_engine *base, uint32_t capacity, kv_error *err)
     e->stat_room = false, e->sum_prompt = e->sum_context = 0;
     for (uint32_t i = 0; i < e->n_dev && !st; i++) {
         if ((st = kv_cuda_check(&e->dev[i], kv_gpu_select(e->dev[i].id), "the device", err))) break;
-        free_arena(&e->dev[i].rooms);
+        kv_cuda_free_arena(&e->dev[i].rooms);
         st = device_rooms(e, &e->dev[i], err);
     }
     return st;
@@ -229,7 +245,7 @@ static int start_layer(kv_cuda *e, uint32_t l)
     return g ? g : kv_gpu_event_record(s->done, v->run);
 }
 
-static kv_status check_health(const kv_cuda *e, const kv_cuda_slot *s, kv_error *err)
+kv_status kv_cuda_health(const kv_cuda *e, const kv_cuda_slot *s, kv_error *err)
 {
     const kv_model_desc *d = &e->m->desc;
     uint32_t nq = d->n_q_head, nk = d->n_kv_head;
@@ -266,7 +282,7 @@ static kv_status finish_layer(kv_cuda *e, uint32_t l, const kv_engine_hook *hook
     int g = kv_gpu_event_sync(s->done);
 
     if (!g) g = kv_gpu_event_seconds(s->begun, s->done, &seconds);
-    if ((st = kv_cuda_check(v, g, "a layer", err)) || (st = check_health(e, s, err))) return st;
+    if ((st = kv_cuda_check(v, g, "a layer", err)) || (st = kv_cuda_health(e, s, err))) return st;
     e->compute_s += seconds;
     e->at = s;
     view.device = &e->source;
@@ -303,8 +319,9 @@ static kv_status cuda_run(kv_engine *base, const uint32_t *token, uint32_t n, co
     unsigned want = 0;
     kv_status st;
 
-    if (!n || n > e->o.capacity - e->n_past)
-        return kv_fail(err, KV_EMISUSE, "cannot run %u tokens: the cache holds %u of %u", n, e->n_past, e->o.capacity);
+    if (!n || n > e->o.capacity - e->n_past || e->o.no_cache)
+        return kv_fail(err, KV_EMISUSE, "cannot run %u tokens: the cache holds %u of %u", n, e->n_past,
+                       e->o.no_cache ? 0 : e->o.capacity);
     if (hook && hook->attend)
         return kv_fail(err, KV_EUNSUPPORTED, "the CUDA engine has no attention over kept sets: use the CPU");
     for (uint32_t i = 0; i < n; i++)
@@ -369,7 +386,7 @@ static void close_device(kv_cuda_gpu *v)
         kv_gpu_free(v->stage[i].room);
     }
     kv_gpu_free(v->map);
-    free_arena(&v->weights), free_arena(&v->rooms);
+    kv_cuda_free_arena(&v->weights), kv_cuda_free_arena(&v->rooms);
     kv_gpu_event_close(v->handed), kv_gpu_event_close(v->logits_begun), kv_gpu_event_close(v->logits_done);
     kv_gpu_blas_close(v->blas);
     kv_gpu_stream_close(v->run), kv_gpu_stream_close(v->pack), kv_gpu_stream_close(v->copy);
@@ -381,6 +398,11 @@ static void cuda_close(kv_engine *base)
     drain(e);
     kv_cuda_fetch_close(e);
     kv_gpu_host_free(e->logits_host), kv_gpu_host_free(e->nll_host);
+    if (e->n_dev && !kv_gpu_select(e->dev[0].id))
+        for (int i = 0; i < 2; i++) {
+            kv_cuda_prompt *p = &e->compare.prompt[i];
+            kv_gpu_event_close(p->ready), kv_gpu_event_close(p->used), kv_gpu_free(p->list);
+        }
     for (uint32_t i = 0; i < e->n_dev; i++) close_device(&e->dev[i]);
     for (uint32_t l = 0; e->layer && l < e->m->desc.n_layer; l++) free(e->layer[l].ffn);
     free(e->dev), free(e->layer), free(e);
@@ -427,6 +449,8 @@ kv_status kv_engine_open_cuda(const kv_model *m, const kv_engine_options *o, kv_
                                       .reset = cuda_reset,
                                       .close = cuda_close,
                                       .resize = cuda_resize,
+                                      .compare = kv_cuda_compare_run,
+                                      .compare_room = kv_cuda_compare_room,
                                       .usage = cuda_usage,
                                       .memory = cuda_memory};
     const kv_model_desc *d = &m->desc;
@@ -455,6 +479,13 @@ kv_status kv_engine_open_cuda(const kv_model *m, const kv_engine_options *o, kv_
         kv_cuda_gpu *v = &e->dev[i];
         v->id = (int)i, v->first = i * d->n_layer / n, v->end = (i + 1) * d->n_layer / n;
         if ((st = open_device(v, err))) goto out;
+    }
+    for (int i = 0; i < 2 && !st; i++) {
+        kv_cuda_prompt *p = &e->compare.prompt[i];
+        int g = kv_gpu_select(e->dev[0].id);
+        if (!g) g = kv_gpu_event_open(&p->ready);
+        if (!g) g = kv_gpu_event_open(&p->used);
+        if ((st = kv_cuda_check(e->dev, g, "the start", err))) goto out;
     }
     size_t row = d->n_vocab * sizeof(float);
     e->logits_host_rows = (uint32_t)(((size_t)32 << 20) / row);

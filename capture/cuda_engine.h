@@ -4,6 +4,7 @@
  *   cuda_forward.c  one layer of one chunk of rows, the logits
  *   cuda_fetch.c    what a recorder asks for on its way back: pack stream -> staging -> copy stream -> the writer's
  * ring cuda_engine.c   open, run, close; which layer runs where and when
+ *   cuda_branches.c the closed loop's pass: many branches behind one prompt
  *
  * Memory of a device, for r rows of a call and chunks of CHUNK rows:
  *   weights of its layers          16 bits each (f32 in f32 runs)
@@ -72,6 +73,31 @@ typedef struct {
     int device;
 } kv_cuda_ticket;
 
+/* What the branches see of one layer's prompt. */
+typedef struct {
+    void *k, *v; /* [kv_heads][row0][head_dim] */
+    uint32_t *list, *first, *count;
+    size_t list_bytes;
+    kv_gpu_event ready, used;
+} kv_cuda_prompt;
+
+/* What a comparison of branches holds beside x, h and work: room for branches of n rows behind row0 positions. */
+typedef struct {
+    uint32_t n, n_branch, row0;
+    kv_cuda_prompt prompt[2]; /* of this layer and the next */
+    float *wide;              /* keys or values on their way */
+    void *q, *k, *v;          /* [heads][chunk][head_dim] */
+    float *lse;               /* [q_heads][chunk] */
+    void *base;               /* [n][q_heads * head_dim] what attention gives the full cache */
+    float *x_norm;            /* [rows] */
+    uint32_t *health;         /* [n_layer] of what a slot has */
+    uint32_t *target;         /* [n] */
+    float *logits;            /* [n][n_vocab] of the full cache */
+    kv_logit_row *said;       /* [n] */
+    float *loss;              /* [n_branch][n][4] */
+    float *head, *stream;     /* [n_layer][n_branch][n] */
+} kv_cuda_compare;
+
 /* Device memory that is freed together. */
 typedef struct {
     void **block;
@@ -118,7 +144,8 @@ typedef struct {
     uint32_t n_dev;
     kv_cuda_layer *layer; /* [n_layer] */
     kv_trace_source source;
-    kv_cuda_slot *at; /* of the layer that is being recorded */
+    kv_cuda_compare compare; /* on the first device */
+    kv_cuda_slot *at;        /* of the layer that is being recorded */
     uint32_t call_rows, n_prompt, n_context;
     uint32_t losses_begun;            /* rows of this call whose losses are queued */
     bool stat, sums;                  /* of this call */
@@ -145,6 +172,31 @@ kv_status kv_cuda_check(const kv_cuda_gpu *v, int code, const char *what, kv_err
 
 kv_status kv_cuda_load(kv_cuda *e, kv_error *err);
 
+void kv_cuda_free_arena(kv_cuda_arena *a);
+/* At least n bytes at *p, of the selected device, which is v; what lay there is lost. A CUDA error code. */
+int kv_cuda_need(kv_cuda_gpu *v, void **p, size_t *have, size_t n);
+/* What the host has of a slot's health says that something is wrong. */
+kv_status kv_cuda_health(const kv_cuda *e, const kv_cuda_slot *s, kv_error *err);
+/* Does this architecture pass products through `tmp`? */
+bool kv_cuda_needs_tmp(const kv_model *m);
+
+/* Where the projections of some rows go: from head to head q_head, kv_head elements. */
+typedef struct {
+    uint32_t first; /* their row in the table of angles */
+    void *q, *k, *v;
+    size_t q_head, kv_head;
+    uint32_t *health;
+} kv_cuda_qkv;
+/* The two halves of a layer around attention, for n rows of x: up to q, k, v; from what attention left at
+ * kv_cuda_attended(n) on. Return a CUDA error code. */
+int kv_cuda_before(kv_cuda *e, kv_cuda_gpu *v, uint32_t layer, uint32_t n, const float *x, float *x_norm,
+                   const kv_cuda_qkv *to);
+void *kv_cuda_attended(const kv_cuda *e, const kv_cuda_gpu *v, uint32_t n); /* [n][q_heads * head_dim] */
+int kv_cuda_after(kv_cuda *e, kv_cuda_gpu *v, uint32_t layer, uint32_t n, float *x);
+/* Logits of rows first.. of v->x; most at a time: kv_cuda_logit_step. */
+int kv_cuda_logit_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t n, float *logits);
+uint32_t kv_cuda_logit_step(const kv_cuda *e, const kv_cuda_gpu *v);
+
 /* Rows first..first+n-1 of the call through the layer; return a CUDA error code. */
 int kv_cuda_layer_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t layer, kv_cuda_slot *s, uint32_t first, uint32_t n);
 int kv_cuda_column_sums(kv_cuda *e, kv_cuda_gpu *v, uint32_t layer, kv_cuda_slot *s);
@@ -153,6 +205,11 @@ size_t kv_cuda_work_bytes(const kv_cuda *e, uint32_t n);
 /* Queue the losses with which a call begins; then all that is wanted, in order. */
 int kv_cuda_begin_losses(kv_cuda *e, const kv_engine_hook *hook);
 kv_status kv_cuda_logits(kv_cuda *e, const kv_engine_hook *hook, float *last, kv_error *err);
+
+/* Of kv_engine_compare and kv_engine_compare_room. */
+kv_status kv_cuda_compare_run(kv_engine *e, const uint32_t *token, const uint32_t *target, uint32_t row0, uint32_t n,
+                              uint32_t n_branch, const kv_branch_source *source, kv_branch_losses *out, kv_error *err);
+uint32_t kv_cuda_compare_room(kv_engine *e, uint32_t row0, uint32_t n);
 
 kv_status kv_cuda_fetch_open(kv_cuda *e, kv_error *err);
 void kv_cuda_fetch_close(kv_cuda *e);

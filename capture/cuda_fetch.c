@@ -160,19 +160,6 @@ static int make_map(kv_cuda *e, kv_cuda_gpu *v, const kv_chunk *c)
                       v->pack);
 }
 
-/* At least n bytes at *p; what lay there is not needed any more once both streams are done. */
-static int need(kv_cuda_gpu *v, void **p, size_t *have, size_t n)
-{
-    int g;
-    if (n <= *have) return 0;
-    if ((g = kv_gpu_stream_sync(v->pack)) || (g = kv_gpu_stream_sync(v->copy))) return g;
-    kv_gpu_free(*p);
-    *have = 0;
-    if ((g = kv_gpu_alloc(n, p))) return g;
-    *have = n;
-    return 0;
-}
-
 static kv_status fill(void *ctx, const kv_chunk *c, uint32_t planes, uint8_t *dst, uint64_t *ticket, kv_error *err)
 {
     kv_cuda *e = ctx;
@@ -187,8 +174,9 @@ static kv_status fill(void *ctx, const kv_chunk *c, uint32_t planes, uint8_t *ds
 
     if ((st = kv_cuda_check(v, kv_gpu_select(v->id), "the device", err)) || (st = find(e, c, &p, err))) return st;
     bytes = p.n * c->head_count * (bits == 32 ? 4 : 2);
-    if (!p.from && (st = kv_cuda_check(v, need(v, &v->map, &v->map_bytes, bytes), "attention maps", err))) return st;
-    if ((st = kv_cuda_check(v, need(v, &stage->room, &stage->bytes, bytes), "blocks of the trace", err)) ||
+    if (!p.from && (st = kv_cuda_check(v, kv_cuda_need(v, &v->map, &v->map_bytes, bytes), "attention maps", err)))
+        return st;
+    if ((st = kv_cuda_check(v, kv_cuda_need(v, &stage->room, &stage->bytes, bytes), "blocks of the trace", err)) ||
         (st = take_ticket(e, v, &number, &k, err)))
         return st;
     g = kv_gpu_stream_wait(v->pack, e->at->done);

@@ -78,16 +78,16 @@ static int add_product(kv_cuda *e, kv_cuda_gpu *v, uint32_t n, size_t k, const v
     return kv_add_weighted_dev(n, hidden, x, v->tmp, v->residual, 0, v->run);
 }
 
-/* Q, K and V of rows first.. of the call: into the slot and the cache. */
-static int project(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, kv_cuda_slot *s, uint32_t first, uint32_t n)
+/* Q, K and V of n rows whose normed input is v->h. */
+static int project(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, uint32_t n, const kv_cuda_qkv *to)
 {
     const kv_model_desc *d = &e->m->desc;
     const kv_cuda_layer *w = &e->layer[l];
-    size_t hd = d->head_dim, nq = d->n_q_head, nk = d->n_kv_head, ld = qkv_width(d), row = e->n_past + first;
+    size_t hd = d->head_dim, nq = d->n_q_head, nk = d->n_kv_head, ld = qkv_width(d);
     bool all = d->qk_norm == KV_QK_NORM_ALL, head = d->qk_norm == KV_QK_NORM_HEAD;
-    const float *rope = d->n_rope ? v->rope[d->layer_rope[l]] + (size_t)first * d->rope_dim : NULL;
+    const float *rope = d->n_rope ? v->rope[d->layer_rope[l]] + (size_t)to->first * d->rope_dim : NULL;
     float *proj = v->work, *k = proj + nq * hd, *val = k + nk * hd;
-    uint32_t *over = e->bits == 32 ? NULL : s->health + KV_HEALTH_OVER;
+    uint32_t *over = e->bits == 32 ? NULL : to->health + KV_HEALTH_OVER;
     int g;
 
     if ((g = kv_gpu_matmul(v->blas, n, ld, d->hidden, e->bits, 1, v->h, d->hidden, w->qkv, 32, proj, ld, false)))
@@ -95,13 +95,13 @@ static int project(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, kv_cuda_slot *s, uint
     if (all && w->q_norm.w && (g = norm(d, n, nq * hd, proj, ld, &w->q_norm, proj, 32, ld, v->run))) return g;
     if (all && w->k_norm.w && (g = norm(d, n, nk * hd, k, ld, &w->k_norm, k, 32, ld, v->run))) return g;
     if ((g = kv_heads_dev(n, nq, hd, proj, 32, ld, w->bq, head ? w->q_norm.w : NULL, 0, d->norm_eps, rope, d->rope_dim,
-                          at(s->q, first * hd, e->size), e->bits, e->call_rows * hd, over, v->run)))
+                          to->q, e->bits, to->q_head, over, v->run)))
         return g;
     if ((g = kv_heads_dev(n, nk, hd, k, 32, ld, w->bk, head ? w->k_norm.w : NULL, 0, d->norm_eps, rope, d->rope_dim,
-                          at(w->k, row * hd, e->size), e->bits, e->o.capacity * hd, over ? over + nq : NULL, v->run)))
+                          to->k, e->bits, to->kv_head, over ? over + nq : NULL, v->run)))
         return g;
-    return kv_heads_dev(n, nk, hd, val, 32, ld, w->bv, NULL, 0, 0, NULL, 0, at(w->v, row * hd, e->size), e->bits,
-                        e->o.capacity * hd, over ? over + nq + nk : NULL, v->run);
+    return kv_heads_dev(n, nk, hd, val, 32, ld, w->bv, NULL, 0, 0, NULL, 0, to->v, e->bits, to->kv_head,
+                        over ? over + nq + nk : NULL, v->run);
 }
 
 static kv_cuda_attn attention_shape(const kv_cuda *e, uint32_t l, uint32_t first, uint32_t n)
@@ -168,22 +168,52 @@ static int mixture(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, uint32_t n, float *x)
     return g;
 }
 
-int kv_cuda_layer_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, kv_cuda_slot *s, uint32_t first, uint32_t n)
+int kv_cuda_before(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, uint32_t n, const float *x, float *x_norm,
+                   const kv_cuda_qkv *to)
+{
+    int g;
+    if ((g = kv_length_dev(n, e->m->desc.hidden, x, x_norm, v->run)) ||
+        (g = normed_input(e, v, n, x, &e->layer[l].attn_norm, v->h)))
+        return g;
+    return project(e, v, l, n, to);
+}
+
+void *kv_cuda_attended(const kv_cuda *e, const kv_cuda_gpu *v, uint32_t n)
+{
+    return at(v->work, n * qkv_width(&e->m->desc), sizeof(float));
+}
+
+int kv_cuda_after(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, uint32_t n, float *x)
 {
     const kv_model_desc *d = &e->m->desc;
     const kv_cuda_layer *w = &e->layer[l];
-    float *x = v->x + (size_t)first * d->hidden;
-    void *out = at(v->work, n * qkv_width(d), sizeof(float));
+    const void *out = kv_cuda_attended(e, v, n);
     int g;
 
-    if ((g = kv_length_dev(n, d->hidden, x, s->x_norm + first, v->run)) ||
-        (g = normed_input(e, v, n, x, &w->attn_norm, v->h)) || (g = project(e, v, l, s, first, n)) ||
-        (g = attend(e, v, l, s, first, n, out)))
-        return g;
     if (d->parallel && (g = normed_input(e, v, n, x, &w->ffn_norm, v->h))) return g;
     if ((g = add_product(e, v, n, q_width(d), out, w->wo, w->bo, &w->post_attn_norm, NULL, 0, x))) return g;
     if (!d->parallel && (g = normed_input(e, v, n, x, &w->ffn_norm, v->h))) return g;
     return d->n_expert ? mixture(e, v, l, n, x) : feed_forward(e, v, l, w->ffn, n, NULL, x);
+}
+
+int kv_cuda_layer_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, kv_cuda_slot *s, uint32_t first, uint32_t n)
+{
+    const kv_model_desc *d = &e->m->desc;
+    size_t hd = d->head_dim, row = e->n_past + first;
+    float *x = v->x + (size_t)first * d->hidden;
+    kv_cuda_qkv to = {.first = first,
+                      .q = at(s->q, first * hd, e->size),
+                      .k = at(e->layer[l].k, row * hd, e->size),
+                      .v = at(e->layer[l].v, row * hd, e->size),
+                      .q_head = e->call_rows * hd,
+                      .kv_head = e->o.capacity * hd,
+                      .health = s->health};
+    int g;
+
+    if ((g = kv_cuda_before(e, v, l, n, x, s->x_norm + first, &to)) ||
+        (g = attend(e, v, l, s, first, n, kv_cuda_attended(e, v, n))))
+        return g;
+    return kv_cuda_after(e, v, l, n, x);
 }
 
 /* Sums over the rows before the first cut point, kept, then over the rest. */
@@ -202,23 +232,27 @@ int kv_cuda_column_sums(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, kv_cuda_slot *s)
 }
 
 /* ------------------------------------------------------------------------------------------------ logits */
-/* Logits of rows first.. of the call into `work`; their losses into nll when the next tokens are known. */
-static int logit_block(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t n, bool losses)
+int kv_cuda_logit_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t n, float *logits)
 {
     const kv_model_desc *d = &e->m->desc;
-    float *x = v->x + (size_t)first * d->hidden, *logits = v->work;
     int g;
 
-    if ((g = normed_input(e, v, n, x, &v->out_norm, v->h)) ||
+    if ((g = normed_input(e, v, n, v->x + (size_t)first * d->hidden, &v->out_norm, v->h)) ||
         (g = kv_gpu_matmul(v->blas, n, d->n_vocab, d->hidden, e->bits, d->logit_scale, v->h, d->hidden, v->output, 32,
                            logits, d->n_vocab, false)))
         return g;
-    if (d->final_softcap > 0 && (g = kv_softcap_dev((size_t)n * d->n_vocab, logits, d->final_softcap, v->run)))
-        return g;
-    return losses ? kv_nll_dev(n, d->n_vocab, logits, v->token + first + 1, v->nll + first, v->run) : 0;
+    return d->final_softcap > 0 ? kv_softcap_dev((size_t)n * d->n_vocab, logits, d->final_softcap, v->run) : 0;
 }
 
-static uint32_t logit_step(const kv_cuda *e, const kv_cuda_gpu *v)
+/* Logits of rows first.. of the call into `work`; their losses into nll when the next tokens are known. */
+static int logit_block(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t n, bool losses)
+{
+    int g = kv_cuda_logit_rows(e, v, first, n, v->work);
+    if (g || !losses) return g;
+    return kv_nll_dev(n, e->m->desc.n_vocab, v->work, v->token + first + 1, v->nll + first, v->run);
+}
+
+uint32_t kv_cuda_logit_step(const kv_cuda *e, const kv_cuda_gpu *v)
 {
     size_t most = v->work_bytes / (e->m->desc.n_vocab * sizeof(float));
     if (most > KV_CUDA_LOGITS) most = KV_CUDA_LOGITS;
@@ -245,7 +279,7 @@ static bool whole(const kv_engine_hook *hook, uint32_t row)
 static int queue_rows(kv_cuda *e, kv_cuda_gpu *v, uint32_t first, uint32_t end, bool losses)
 {
     size_t row_bytes = e->m->desc.n_vocab * sizeof(float);
-    uint32_t step = logit_step(e, v);
+    uint32_t step = kv_cuda_logit_step(e, v);
     int g = kv_gpu_event_record(v->logits_begun, v->run);
     for (uint32_t r = first; r < end && !g; r += step)
         g = logit_block(e, v, r, end - r < step ? end - r : step, losses);
@@ -284,7 +318,7 @@ kv_status kv_cuda_logits(kv_cuda *e, const kv_engine_hook *hook, float *last, kv
 {
     const kv_model_desc *d = &e->m->desc;
     kv_cuda_gpu *v = &e->dev[e->n_dev - 1];
-    uint32_t n = e->call_rows, most = logit_step(e, v), end;
+    uint32_t n = e->call_rows, most = kv_cuda_logit_step(e, v), end;
     bool all = hook && hook->logits;
     size_t n_vocab = d->n_vocab;
     kv_status st;

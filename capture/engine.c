@@ -21,6 +21,18 @@ kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0,
     return e->ops->branches(e, token, row0, n, n_branch, hook, err);
 }
 
+kv_status kv_engine_compare(kv_engine *e, const uint32_t *token, const uint32_t *target, uint32_t row0, uint32_t n,
+                            uint32_t n_branch, const kv_branch_source *source, kv_branch_losses *out, kv_error *err)
+{
+    if (!e->ops->compare) return kv_fail(err, KV_EUNSUPPORTED, "this backend does not compare branches itself");
+    return e->ops->compare(e, token, target, row0, n, n_branch, source, out, err);
+}
+
+uint32_t kv_engine_compare_room(kv_engine *e, uint32_t row0, uint32_t n)
+{
+    return e->ops->compare_room ? e->ops->compare_room(e, row0, n) : 2;
+}
+
 kv_status kv_engine_resize(kv_engine *e, uint32_t capacity, kv_error *err)
 {
     if (!e->ops->resize) return kv_fail(err, KV_EUNSUPPORTED, "this engine keeps the size it was opened with");

@@ -61,6 +61,24 @@ typedef struct {
     uint32_t chunk;    /* CUDA: rows computed at a time, 0 = 4096; the last bits may depend on it */
 } kv_engine_options;
 
+/* What the rows of branches see of a layer's prompt (kv_engine_compare). Head h of branch b sees the positions
+ * list[first[i]] .. list[first[i] + count[i] - 1], i = b * q_heads + h, or all of them where first[i] is UINT32_MAX. */
+typedef struct {
+    const float *k, *v; /* [kv_heads][stride][head_dim], positions 0..row0-1, rounded to the engine's dtype */
+    size_t stride;
+    const uint32_t *list, *first, *count; /* [n_list], [n_branch][q_heads] twice */
+    size_t n_list;
+} kv_branch_prompt;
+
+/* How branches differ from branch 0, the full cache. Arrays of the caller. */
+typedef struct {
+    float *nll;           /* [n] of branch 0: -ln p(target) */
+    float *loss;          /* [n_branch][n][4] nll - nll of branch 0, KL(0 || b), same most likely token, share of the
+                             five most likely that are the same; of branch 0 not set */
+    float *head, *stream; /* [n_layer][n_branch][n] ||o - o_b|| / ||o||, mean over query heads, of attention before W_O;
+                             the same of the residual stream entering the layer */
+} kv_branch_losses;
+
 /* Where an engine's time and memory went. */
 typedef struct {
     const char *backend; /* "cpu", "cuda" */
@@ -71,6 +89,12 @@ typedef struct {
     uint64_t device_bytes;              /* most that this engine held, weights and cache included */
     uint64_t device_used;               /* what the driver said was in use, by everybody, after the run */
 } kv_engine_usage;
+
+/* prompt(): once a layer, in order; the arrays are read before the next call. */
+typedef struct {
+    void *ctx;
+    kv_status (*prompt)(void *ctx, uint32_t layer, kv_branch_prompt *out, kv_error *err);
+} kv_branch_source;
 
 /* An engine is one of several implementations: its struct begins with a kv_engine, whose table the functions below
  * call. */
@@ -83,6 +107,9 @@ typedef struct {
     kv_status (*branches)(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
                           const kv_engine_hook *hook, kv_error *err);    /* NULL: not in this backend */
     kv_status (*resize)(kv_engine *e, uint32_t capacity, kv_error *err); /* the rest may be NULL */
+    kv_status (*compare)(kv_engine *e, const uint32_t *token, const uint32_t *target, uint32_t row0, uint32_t n,
+                         uint32_t n_branch, const kv_branch_source *source, kv_branch_losses *out, kv_error *err);
+    uint32_t (*compare_room)(kv_engine *e, uint32_t row0, uint32_t n);
     kv_engine_usage (*usage)(const kv_engine *e);
     bool (*memory)(const kv_engine *e, kv_trace_memory *out);
 } kv_engine_ops;
@@ -112,6 +139,14 @@ kv_status kv_engine_run(kv_engine *e, const uint32_t *token, uint32_t n, const k
  */
 kv_status kv_engine_branches(kv_engine *e, const uint32_t *token, uint32_t row0, uint32_t n, uint32_t n_branch,
                              const kv_engine_hook *hook, kv_error *err);
+/* Branches that are compared where they are computed: the same n tokens at positions row0 .. row0+n-1 in each of
+ * n_branch sequences, behind what its heads see of the prompt; branch 0 is the reference of the others. target [n]: the
+ * next tokens. The engine must have been opened with no_cache. A branch's numbers do not depend on the others.
+ * KV_EUNSUPPORTED where the backend has no such pass; KV_ENOMEM when so many branches do not fit. */
+kv_status kv_engine_compare(kv_engine *e, const uint32_t *token, const uint32_t *target, uint32_t row0, uint32_t n,
+                            uint32_t n_branch, const kv_branch_source *source, kv_branch_losses *out, kv_error *err);
+/* Branches of n rows behind row0 positions that such a call has memory for: a guess, at least 2. */
+uint32_t kv_engine_compare_room(kv_engine *e, uint32_t row0, uint32_t n);
 void kv_engine_reset(kv_engine *e); /* forget all rows */
 /* Forget all rows and make room for at least `capacity`. KV_EUNSUPPORTED: open another engine. */
 kv_status kv_engine_resize(kv_engine *e, uint32_t capacity, kv_error *err);

@@ -4,10 +4,12 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "kernels/math.h"
 #include "kernels/parallel.h"
 #include "sim/closed_attend.h"
+#include "sim/closed_device.h"
 #include "traces/cli.h"
 
 enum {
@@ -197,6 +199,105 @@ static kv_status run_group(pass *p, kv_engine *e, const uint32_t *token, kv_erro
     return st;
 }
 
+/* ------------------------------------------------------------------------------------------------ on a device */
+kv_status kv_closed_on_device(const kv_spec *s, kv_error *err)
+{
+    if (kv_schedule_fixed(s)) return KV_OK;
+    return kv_fail(
+        err, KV_EUNSUPPORTED,
+        "policy '%s' decides row by row, which the closed loop on a GPU does not follow: leave it out, or run "
+        "it with --backend cpu",
+        s->canonical);
+}
+
+static kv_status check_point(const kv_plan *p, size_t spec, kv_error *err)
+{
+    const kv_spec *s = &p->spec[spec];
+    if (s->file && kv_schedule_used(p, spec))
+        return kv_fail(
+            err, KV_EUNSUPPORTED,
+            "mask '%s' changes from row to row, which the closed loop on a GPU does not follow: use --backend "
+            "cpu",
+            s->file);
+    return kv_closed_on_device(s, err);
+}
+
+static void on_layer(void *ctx, uint32_t layer)
+{
+    const pass *p = ctx;
+    if (p->tick) p->tick(p->tick_ctx, ((double)p->group + (double)layer / p->n_layer) / (double)p->n_group);
+}
+
+/* Mean of one branch's rows from `skip` on. */
+static double row_mean(const float *v, uint32_t skip, uint32_t n)
+{
+    double sum = 0;
+    for (uint32_t r = skip; r < n; r++) sum += (double)v[r];
+    return sum / (n - skip);
+}
+
+static void take_branch(pass *p, const kv_branch_losses *r, uint32_t branch)
+{
+    const kv_scene *sc = p->plan->scene;
+    uint32_t R = p->b.n_row, nb = p->b.n_branch, skip = sc->row_first - sc->n_cut;
+    size_t point = p->point_of[branch - 1];
+    for (uint32_t row = 0; row + 1 < R; row++) {
+        const float *v = r->loss + ((size_t)branch * R + row) * 4;
+        if (sc->n_cut + row + 1 < sc->n_prompt) continue; /* predicts a token of the question */
+        size_t at = point * p->n_pred + (sc->n_cut + row + 1 - sc->n_prompt);
+        p->out->delta_nll[at] = v[0], p->out->kl[at] = v[1], p->out->top1[at] = v[2], p->out->top5[at] = v[3];
+    }
+    for (uint32_t l = 0; l < sc->n_evict; l++) {
+        size_t from = ((size_t)sc->evict[l] * nb + branch) * R;
+        p->out->head_error[point * sc->n_evict + l] = row_mean(r->head + from, skip, R);
+        p->out->stream_error[point * sc->n_evict + l] = row_mean(r->stream + from, skip, R);
+    }
+}
+
+static kv_status run_group_device(pass *p, kv_engine *e, kv_error *err)
+{
+    const kv_scene *sc = p->plan->scene;
+    kv_branch_losses r = {0};
+    uint32_t R = p->b.n_row, nb = p->b.n_branch;
+    size_t rows = (size_t)R * nb;
+    kv_device_branches b = {p->plan, p->b.point, nb, R, p->token, p->b.threads, on_layer, p};
+    kv_status st = kv_array(&r.nll, R, sizeof *r.nll, err);
+    if (!st) st = kv_array(&r.loss, rows * 4, sizeof *r.loss, err);
+    if (!st) st = kv_array(&r.head, rows * p->n_layer, sizeof *r.head, err);
+    if (!st) st = kv_array(&r.stream, rows * p->n_layer, sizeof *r.stream, err);
+    if (!st) st = kv_closed_compare(e, &b, &r, err);
+    p->noise = 0;
+    for (uint32_t row = 0; row + 1 < R && p->recorded && !st; row++)
+        if (sc->n_cut + row + 1 >= sc->n_prompt)
+            p->noise += fabs((double)r.nll[row] - (double)p->recorded[sc->n_cut + row + 1 - sc->n_prompt]);
+    for (uint32_t branch = 1; branch < nb && !st; branch++) take_branch(p, &r, branch);
+    free(r.nll), free(r.loss), free(r.head), free(r.stream);
+    return st;
+}
+
+static kv_status open_device(kv_closed_device *d, const kv_model *m, const kv_engine_options *o, kv_error *err)
+{
+    if (d->engine && d->dtype == o->dtype) return kv_engine_resize(d->engine, o->capacity, err);
+    kv_closed_device_close(d);
+    kv_engine_options own = *o;
+    d->dtype = o->dtype, own.chunk = d->chunk;
+    return kv_engine_open_cuda(m, &own, &d->engine, err);
+}
+
+void kv_closed_device_close(kv_closed_device *d)
+{
+    kv_engine_close(d->engine);
+    d->engine = NULL;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ------------------------------------------------------------------------------------------------ all together */
 static kv_status arrays(kv_closed *c, size_t n, size_t n_evict, kv_error *err)
 {
     size_t m = 0;
@@ -212,7 +313,8 @@ static kv_status arrays(kv_closed *c, size_t n, size_t n_evict, kv_error *err)
 }
 
 kv_status kv_closed_run(const kv_plan *p, const kv_point *point, size_t n_point, const kv_model *m, uint32_t threads,
-                        void (*tick)(void *ctx, double done), void *ctx, kv_closed *out, kv_error *err)
+                        kv_closed_device *device, void (*tick)(void *ctx, double done), void *ctx, kv_closed *out,
+                        kv_error *err)
 {
     const kv_scene *sc = p->scene;
     kv_engine *e = NULL;
@@ -221,6 +323,7 @@ kv_status kv_closed_run(const kv_plan *p, const kv_point *point, size_t n_point,
     uint32_t *token = NULL, R = sc->n_token - sc->n_cut;
     float *recorded = NULL;
     const kv_point **branch = NULL;
+    double began;
     pass ps = {.plan = p, .out = out, .n_layer = m->desc.n_layer, .n_vocab = m->desc.n_vocab, .tick = tick};
     kv_engine_options o = {.dtype = sc->info->dtype, .threads = threads, .capacity = sc->n_token, .no_cache = true};
     *out = (kv_closed){.n_point = n_point, .n_pred = sc->n_row, .noise = NAN};
@@ -239,20 +342,25 @@ kv_status kv_closed_run(const kv_plan *p, const kv_point *point, size_t n_point,
     if (!st) st = share_branches(p, point, n_point, same, err);
     for (size_t i = 0; i < n_point && !st; i++)
         if (same[i] == (int64_t)i) own[n_own] = i, branch[n_own++] = &point[i];
-    if (!st) st = kv_engine_open_cpu(m, &o, &e, err);
+    for (size_t i = 0; i < n_own && device && !st; i++) st = check_point(p, branch[i]->spec, err);
+    if (!st) st = device ? open_device(device, m, &o, err) : kv_engine_open_cpu(m, &o, &e, err);
     each = R < ROWS_MAX / 2 ? ROWS_MAX / R - 1 : 1; /* points a group, beside the full cache */
+    if (device && !st) each = kv_engine_compare_room(device->engine, sc->n_cut, R) - 1;
     ps.n_group = (n_own + each - 1) / each;
     if (!n_own) ps.n_group = 1; /* the full cache alone, for the noise */
     ps.token = token, ps.recorded = recorded;
+    out->n_branch = (uint32_t)n_own + 1;
+    began = now();
     for (ps.group = 0; ps.group < ps.n_group && !st; ps.group++) {
         size_t first = ps.group * each, n = n_own - first < each ? n_own - first : each;
         ps.b = (kv_branches){p, branch + first, (uint32_t)n + 1, R, threads, NULL, NULL};
         ps.point_of = own + first;
-        st = run_group(&ps, e, token, err);
+        st = device ? run_group_device(&ps, device->engine, err) : run_group(&ps, e, token, err);
         /* The first prediction comes from the prompt's last row, which is ours only behind a cut at the context. */
         uint32_t run = sc->n_row - (sc->n_cut == sc->n_prompt);
         if (!st && !ps.group && recorded && run) out->noise = ps.noise / run;
     }
+    out->wall_s = now() - began;
     for (size_t i = 0; i < n_point && !st; i++) {
         if (same[i] < 0 || same[i] == (int64_t)i) continue;
         size_t from = (size_t)same[i] * out->n_pred, to = i * out->n_pred, bytes = out->n_pred * sizeof(float);
@@ -289,8 +397,13 @@ size_t kv_closed_values(const kv_closed *c, size_t i, const uint32_t *number, ui
         const double *v;
     } layer[] = {{KV_M_CLOSED_HEAD_ERROR, c->head_error}, {KV_M_STREAM_ERROR, c->stream_error}};
     size_t n = 0;
-    for (int k = 0; k < 4; k++)
-        if (wanted >> row[k].id & 1) out[n++] = mean(row[k].id, row[k].v + i * c->n_pred, c->n_pred);
+    for (int k = 0; k < 4; k++) {
+        const float *v = row[k].v + i * c->n_pred;
+        if (!(wanted >> row[k].id & 1)) continue;
+        out[n++] = mean(row[k].id, v, c->n_pred);
+        for (uint32_t t = 0; t < c->n_pred && detail >= KV_DETAIL_STEP; t++)
+            out[n++] = (kv_value){row[k].id, -1, -1, (int32_t)t, (double)v[t], 1};
+    }
     for (int k = 0; k < 2; k++) {
         if (!(wanted >> layer[k].id & 1)) continue;
         size_t all = n++;

@@ -44,11 +44,6 @@ static void gather_rows(const attend *t, const float *from, size_t stride, uint3
 }
 
 /* ------------------------------------------------------------------------------------------------ fixed sets */
-static uint32_t unit_of(const kv_layer *l, uint32_t n_unit, uint32_t q_head)
-{
-    return n_unit == 1 ? 0 : n_unit == l->n_kv_head ? q_head / l->group : q_head;
-}
-
 size_t kv_gather_kept(const kv_plan *plan, const kv_point *point, bool ranked, const kv_layer *l, uint32_t q_head,
                       float *k, float *v)
 {
@@ -57,7 +52,7 @@ size_t kv_gather_kept(const kv_plan *plan, const kv_point *point, bool ranked, c
     size_t d = l->d, n = sc->n_cut, from = (size_t)(q_head / l->group) * sc->n_token * d;
     const uint32_t *order = NULL;
     if (rk) {
-        size_t at = (size_t)l->order * rk->n_unit + unit_of(l, rk->n_unit, q_head);
+        size_t at = (size_t)l->order * rk->n_unit + kv_unit_of(rk->n_unit, l->n_kv_head, l->n_q_head, q_head);
         order = rk->order + at * sc->n_cut;
         n = point->counts[at];
     }
@@ -184,7 +179,7 @@ static kv_status attend_changing(attend *t, uint32_t kv, kv_error *err)
     if (!st) st = kv_array(&weight, N, sizeof *weight, err);
     for (uint32_t r = 0; r < t->b->n_row && !st; r++)
         for (uint32_t g = 0; g < l->group && !st; g++) {
-            uint32_t h = kv * l->group + g, u = unit_of(l, U, h), n = 0;
+            uint32_t h = kv * l->group + g, u = kv_unit_of(U, l->n_kv_head, l->n_q_head, h), n = 0;
             uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
             /* Rows of the question, behind a cut at the context, see what the cut left and each other. */
             for (uint32_t i = 0; i <= row; i++)

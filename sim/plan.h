@@ -28,6 +28,12 @@ typedef struct {
     uint32_t *first_key;               /* [n_evict][n_unit][L] select.h, or NULL */
 } kv_ranking;
 
+/* The unit of query head h: one for the layer, one for each KV head, or one for each query head. */
+static inline uint32_t kv_unit_of(uint32_t n_unit, uint32_t n_kv_head, uint32_t n_q_head, uint32_t h)
+{
+    return n_unit == 1 ? 0 : n_unit == n_kv_head ? h / (n_q_head / n_kv_head) : h;
+}
+
 typedef struct {
     const kv_scene *scene;
     size_t n_spec;

@@ -22,6 +22,12 @@ bool kv_schedule_needed(const kv_spec *s)
     return kv_replay_class_of(s) != KV_REPLAY_RANKING;
 }
 
+bool kv_schedule_fixed(const kv_spec *s)
+{
+    return s->decode == KV_DECODE_KEEP && !(s->oracle & KV_ORACLE_STEPS) && !s->reindex &&
+           s->select != KV_SELECT_MIXDIM;
+}
+
 bool kv_schedule_used(const kv_plan *p, size_t i)
 {
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];

@@ -28,6 +28,9 @@ extern const char *const kv_replay_class_names[]; /* index = class */
 bool kv_schedule_needed(const kv_spec *s);
 /* The same for policy i of a plan: mask files that say when entries leave among them. */
 bool kv_schedule_used(const kv_plan *p, size_t i);
+/* True when the cut fixes what policies of this spec keep: every later row sees that, and all that came after the cut,
+ * as it is. Else they decide while decoding, turn keys or hold parts of them. */
+bool kv_schedule_fixed(const kv_spec *s);
 /* Policy i of the plan at budget c with these counts (kv_plan_counts). l must hold what kv_plan says in `needs`. */
 kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
                            kv_schedule *out, kv_error *err);

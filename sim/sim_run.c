@@ -43,7 +43,9 @@ static const char HELP[] =
     "hands\n"
     "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
     "      --mem-limit B     e.g. 2GiB: fewer layers at a time, so that memory stays below it; a trace may be larger\n"
-    "      --backend B       where prefix policies are measured: cpu (auto), or cuda\n"
+    "      --backend B       where prefix policies are measured, and the model runs: cpu (auto), or cuda (there the "
+    "model\n"
+    "                        computes in the trace's dtype, and policies that decide while decoding are refused)\n"
     "      --model MODEL     run the model itself with the evicted cache: delta_nll, kl, top1_agree, top5_overlap\n"
     "      --generate        with --model: let it answer by itself, 64 greedy tokens: answer_found, first_divergence\n"
     "\n"
@@ -57,6 +59,7 @@ typedef struct {
     const char *db, *metrics, *detail_name, *shard, *backend, *model_path;
     kv_model *model;  /* NULL without --model */
     kv_gpu_pass *gpu; /* NULL: on the CPU */
+    kv_closed_device device;
     bool generate;
     uint32_t jobs, shard_i, shard_n;
     kv_metric_set wanted;
@@ -84,6 +87,10 @@ static kv_status resolve(options *o, kv_error *err)
     if (o->detail < 0) return kv_fail(err, KV_EMISUSE, "--detail '%s': want run, layer, head or step", o->detail_name);
     if (o->generate && !o->model_path)
         return kv_fail(err, KV_EMISUSE, "--generate needs --model MODEL, the file the traces were captured with");
+    if (o->generate && !strcmp(o->backend, "cuda"))
+        return kv_fail(err, KV_EMISUSE, "--generate runs on the CPU: leave out --backend cuda");
+    for (size_t i = 0; i < o->rq.n_spec && o->model_path && !strcmp(o->backend, "cuda"); i++)
+        if ((st = kv_closed_on_device(&o->rq.spec[i], err))) return st;
     kv_metric_set possible = KV_M_ALL & ~(!o->model_path ? KV_M_CLOSED : 0) & ~(!o->generate ? KV_M_GENERATED : 0);
     if ((st = kv_metric_parse(o->metrics, possible, &o->wanted, err))) return st;
     for (size_t b = 0; b < o->rq.n_budget && o->match; b++) { /* a label of its own: another series */
@@ -266,8 +273,12 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_progress_end(bar), bar = NULL;
     if (!st && o->wanted & KV_M_CLOSED & ~KV_M_GENERATED) {
         bar = kv_progress_start("closed loop", 1, "");
-        st = kv_closed_run(&plan, point, n_point, o->model, o->jobs, closed_tick, bar, &closed, err);
+        st = kv_closed_run(&plan, point, n_point, o->model, o->jobs, o->gpu ? &o->device : NULL, closed_tick, bar,
+                           &closed, err);
         kv_progress_end(bar), bar = NULL;
+        if (!st && o->gpu)
+            fprintf(stderr, "kv-sim: %u branches of %u rows behind %u tokens in %.2f s on the GPU\n", closed.n_branch,
+                    sc.n_token - sc.n_cut, sc.n_cut, closed.wall_s);
     }
     if (!st && o->wanted & KV_M_GENERATED) {
         bar = kv_progress_start("answers", 1, "");
@@ -275,7 +286,8 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     }
     if (!st)
         st = kv_array(&value,
-                      kv_metric_room(sc.n_evict, sc.info->n_q_head, sc.n_row, o->detail) + KV_CLOSED_ROOM(sc.n_evict),
+                      kv_metric_room(sc.n_evict, sc.info->n_q_head, sc.n_row, o->detail) +
+                          KV_CLOSED_ROOM(sc.n_evict, sc.n_row),
                       sizeof *value, err);
     if (!st) st = kv_array(&number, sc.n_evict, sizeof *number, err);
     if (!st) st = kv_array(&tie, sc.n_evict, sizeof *tie, err);
@@ -408,8 +420,10 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");
     if (!st) st = resolve(&o, err);
     if (!st) kv_spec_print_unread(o.rq.spec, o.rq.n_spec);
-    if (!st && o.model_path) st = kv_model_open(o.model_path, KV_WEIGHTS_F32, o.jobs, &o.model, err);
-    if (!st && !strcmp(o.backend, "cuda")) st = kv_gpu_pass_open(&o.gpu, err);
+    bool cuda = !st && !strcmp(o.backend, "cuda");
+    if (cuda) st = kv_gpu_pass_open(&o.gpu, err);
+    if (!st && o.model_path)
+        st = kv_model_open(o.model_path, cuda ? KV_WEIGHTS_STORED : KV_WEIGHTS_F32, o.jobs, &o.model, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
 #ifdef M_MMAP_THRESHOLD
     if (o.mem_limit) mallopt(M_MMAP_THRESHOLD, 256 << 10); /* what is freed goes back to the system at once */
@@ -428,6 +442,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
                 o.n_old, kv_plain(o.db).s);
 out:
     kv_results_close(db);
+    kv_closed_device_close(&o.device);
     kv_model_close(o.model);
     kv_gpu_pass_close(o.gpu);
     kv_request_free(&o.rq);

@@ -362,6 +362,63 @@ int kv_attention_dev(const kv_cuda_attn *a, const void *q, const void *k, const 
     }
     return fake_call();
 }
+int kv_attention_branches_dev(const kv_cuda_attn *a, const kv_cuda_branches *b, const void *q, const void *k,
+                              const void *v, void *out, float *lse, struct CUstream_st *stream)
+{
+    size_t rows = (size_t)b->n_branch * a->n_row, Hq = a->n_q_head, Hk = a->n_kv_head, own = rows * a->d;
+    fake_touch(q, stream->device), fake_touch(k, stream->device), fake_touch(b->own_k, stream->device);
+    fake_touch(b->list, stream->device), fake_touch(b->first, stream->device), fake_touch(out, stream->device);
+    kv_cuda_attn f = *a;
+    kv_cuda_branches g = *b;
+    f.q_row = a->d, f.q_head = own, f.kv_token = a->d, f.kv_head = a->n_key * (size_t)a->d;
+    f.out_head = a->d, f.out_row = Hq * a->d;
+    float *x[5], *fo = malloc((rows * f.out_row + 1) * sizeof *fo);
+    for (int i = 0; i < 5; i++) { /* q, k, v, own keys, own values */
+        const void *from = i == 0 ? q : i == 1 ? k : i == 2 ? v : i == 3 ? b->own_k : b->own_v;
+        size_t heads = i ? Hk : Hq, n = i == 1 || i == 2 ? a->n_key : rows;
+        size_t head = i == 0 ? a->q_head : i < 3 ? a->kv_head : b->own_head, step = i == 0 ? a->q_row : a->d;
+        x[i] = malloc((heads * n * a->d + 1) * sizeof *x[i]);
+        for (size_t h = 0; h < heads; h++) {
+            float *one = fake_rows(from, h * head, n, step, a->d, a->bits);
+            memcpy(x[i] + h * n * a->d, one, n * a->d * sizeof *one);
+            free(one);
+        }
+    }
+    g.own_k = x[3], g.own_v = x[4], g.own_head = own;
+    kv_attention_branches_ref(&f, &g, x[0], x[1], x[2], fo, lse);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t h = 0; h < Hq; h++)
+            for (size_t c = 0; c < a->d; c++)
+                fake_put(out, r * a->out_row + h * a->out_head + c, a->out_bits, fo[r * f.out_row + h * a->d + c]);
+    for (int i = 0; i < 5; i++) free(x[i]);
+    free(fo);
+    return fake_call();
+}
+int kv_logit_rows_dev(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, kv_logit_row *out,
+                      struct CUstream_st *stream)
+{
+    fake_touch(logits, stream->device), fake_touch(target, stream->device), fake_touch(out, stream->device);
+    kv_logit_rows_ref(n_row, n_vocab, logits, target, out);
+    return fake_call();
+}
+int kv_logit_compare_dev(size_t n_row, size_t n_vocab, const float *logits, size_t first, size_t n_base,
+                         const float *base, const kv_logit_row *said, const uint32_t *target, float *out,
+                         struct CUstream_st *stream)
+{
+    fake_touch(logits, stream->device), fake_touch(base, stream->device), fake_touch(out, stream->device);
+    kv_logit_compare_ref(n_row, n_vocab, logits, first, n_base, base, said, target, out);
+    return fake_call();
+}
+int kv_row_distance_dev(size_t n_row, size_t n_base, size_t n_unit, size_t width, int bits, const void *base,
+                        const void *x, float *out, struct CUstream_st *stream)
+{
+    size_t n = n_unit * width;
+    fake_touch(base, stream->device), fake_touch(x, stream->device), fake_touch(out, stream->device);
+    float *b = fake_rows(base, 0, n_base < n_row ? n_base : n_row, n, n, bits), *y = fake_rows(x, 0, n_row, n, n, bits);
+    kv_row_distance_ref(n_row, n_base, n_unit, width, b, y, out);
+    free(b), free(y);
+    return fake_call();
+}
 int kv_colsum_dev(const kv_cuda_attn *a, const void *q, const void *k, const float *lse, double *acc, size_t acc_head,
                   struct CUstream_st *stream)
 {

@@ -10,21 +10,12 @@
 #include "sim/generate.h"
 #include "sim/schedule.h"
 #include "tests/check.h"
+#include "tests/world.h"
 
 enum { N = 72, P = 44, CONTEXT = 36 };
 static char dir[] = "/tmp/kvclosed.XXXXXX";
 static kv_error err;
 static const char MODEL[] = "tests/golden/models/gguf/llama256/llama256.F16.gguf";
-
-typedef struct {
-    kv_trace *trace;
-    kv_scene scene;
-    kv_spec *spec;
-    size_t n_spec, n_point;
-    kv_plan plan;
-    kv_point *point;
-    uint32_t token[N];
-} world;
 
 /* One trace by kv-capture, as users make them. */
 static char *capture(const char *name, const char *prompt, uint64_t seed)
@@ -43,39 +34,6 @@ static char *capture(const char *name, const char *prompt, uint64_t seed)
     unlink(json);
     free(exe), free(bin), free(json), free(said);
     return out;
-}
-
-static void open_world(world *w, const char *path, const char *policies, const char *const *budget, size_t n_budget)
-{
-    *w = (world){0};
-    CHECKF(!kv_trace_open(path, &w->trace, &err), "%s", err.msg);
-    CHECKF(!kv_scene_open(w->trace, "prompt", 0, &w->scene, &err), "%s", err.msg);
-    CHECKF(!kv_spec_parse(policies, &w->spec, &w->n_spec, &err), "%s", err.msg);
-    CHECKF(!kv_plan_build(&w->scene, w->spec, w->n_spec, 2, &w->plan, &err), "%s", err.msg);
-    CHECK(!kv_trace_read_u32(w->trace, KV_S_TOKENS, 0, N, w->token, &err));
-    w->n_point = w->n_spec * n_budget;
-    w->point = calloc(w->n_point, sizeof *w->point);
-    for (size_t i = 0; i < w->n_point; i++) {
-        kv_budget *b = NULL;
-        size_t n_b = 0;
-        kv_point *p = &w->point[i];
-        p->spec = i / n_budget;
-        CHECK(!kv_budget_parse(budget[i % n_budget], &b, &n_b, &err) && n_b == 1);
-        p->c = kv_budget_resolve(b, w->scene.n_cut, w->scene.slot_bytes, w->scene.n_evict, w->scene.info->n_kv_head);
-        p->counts = calloc((size_t)w->scene.n_evict * w->plan.ranking[w->plan.ranking_of[p->spec]].n_unit, 4);
-        CHECKF(!kv_plan_counts(&w->plan, p->spec, &p->c, p->counts, &err), "%s", err.msg);
-    }
-}
-
-static void close_world(world *w)
-{
-    for (size_t i = 0; i < w->n_point; i++) free(w->point[i].counts);
-    free(w->point);
-    kv_plan_free(&w->plan);
-    for (size_t i = 0; i < w->n_spec; i++) kv_spec_free(&w->spec[i]);
-    free(w->spec);
-    kv_scene_close(&w->scene);
-    kv_trace_close(w->trace);
 }
 
 /* ------------------------------------------------------------------------------------------------ the plain way */
@@ -226,8 +184,8 @@ static void test_against_plain(const kv_model *m, const char *path, const char *
     static const char *const BUDGET[] = {"6", "20", "44"};
     world w;
     kv_closed c;
-    open_world(&w, path, policies, BUDGET, 3);
-    CHECKF(!kv_closed_run(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, &c, &err), "%s", err.msg);
+    open_world(&w, path, "prompt", policies, BUDGET, 3);
+    CHECKF(!kv_closed_run(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, NULL, &c, &err), "%s", err.msg);
     plain full = {.w = &w};
     run_plain(&full, m);
     CHECK(c.n_pred == N - P && c.noise >= 0 && c.noise < 1e-5);
@@ -241,11 +199,11 @@ static void test_against_plain(const kv_model *m, const char *path, const char *
 
     /* The same bytes for any number of threads, and alone or beside others. */
     kv_closed one;
-    CHECK(!kv_closed_run(&w.plan, w.point, w.n_point, m, 1, NULL, NULL, &one, &err));
+    CHECK(!kv_closed_run(&w.plan, w.point, w.n_point, m, 1, NULL, NULL, NULL, &one, &err));
     CHECK(!memcmp(one.delta_nll, c.delta_nll, w.n_point * c.n_pred * sizeof(float)) &&
           !memcmp(one.head_error, c.head_error, w.n_point * w.scene.n_evict * sizeof(double)));
     kv_closed_free(&one);
-    CHECK(!kv_closed_run(&w.plan, w.point + 1, 1, m, 2, NULL, NULL, &one, &err));
+    CHECK(!kv_closed_run(&w.plan, w.point + 1, 1, m, 2, NULL, NULL, NULL, &one, &err));
     for (uint32_t t = 0; t < c.n_pred; t++)
         CHECK(fabs((double)one.delta_nll[t] - (double)c.delta_nll[c.n_pred + t]) < 1e-5);
     kv_closed_free(&one);
@@ -273,8 +231,8 @@ static void test_full_is_free(const kv_model *m, const char *path)
     static const char *const BUDGET[] = {"8", "100%"};
     world w;
     kv_closed c;
-    open_world(&w, path, "full,snapkv", BUDGET, 2);
-    CHECK(!kv_closed_run(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, &c, &err));
+    open_world(&w, path, "prompt", "full,snapkv", BUDGET, 2);
+    CHECK(!kv_closed_run(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, NULL, &c, &err));
     for (size_t i = 0; i < w.n_point; i++)
         for (uint32_t t = 0; t < c.n_pred; t++) {
             bool whole = i != 2;
@@ -295,8 +253,8 @@ static void test_generate(const kv_model *m, const char *path)
     enum { LOOK = N - P };
     world w;
     kv_generated g;
-    open_world(&w, path, "snapkv:window=4,streaming,random:granularity=query_head,window=2,h2o:decode=h2o,window=4",
-               BUDGET, 1);
+    open_world(&w, path, "prompt",
+               "snapkv:window=4,streaming,random:granularity=query_head,window=2,h2o:decode=h2o,window=4", BUDGET, 1);
     CHECKF(!kv_generate(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, &g, &err), "%s", err.msg);
     CHECK(g.able[0] && g.able[2] && !g.able[3] && g.token[3 * g.n_step] == UINT32_MAX);
     CHECK(kv_first_divergence(&g, g.n_point) == g.n_step);
@@ -353,7 +311,7 @@ static void test_refusals(kv_model *m, const char *path)
 {
     world w;
     static const char *const BUDGET[] = {"8"};
-    open_world(&w, path, "snapkv", BUDGET, 1);
+    open_world(&w, path, "prompt", "snapkv", BUDGET, 1);
     CHECKF(!kv_closed_check(m, &w.scene, &err), "%s", err.msg);
     char was = m->desc.sha256[0];
     m->desc.sha256[0] = was == 'a' ? 'b' : 'a';

@@ -3,60 +3,11 @@
  * device fails, the error is clean and nothing is left behind. */
 #include "tests/fake_gpu.h"
 
-#include "capture/run.h"
-#include "tests/check.h"
+#include "tests/closed_pairs.h"
 
 #include <unistd.h>
 
 #define GGUF "tests/golden/models/gguf/llama256/llama256.Q4_K_M.gguf"
-
-static char dir[64];
-
-static const char *in_dir(const char *name)
-{
-    static char path[8][128];
-    static int turn;
-    char *p = path[turn++ % 8];
-    snprintf(p, 128, "%s/%s", dir, name);
-    return p;
-}
-
-static kv_job job_of(uint32_t n, uint32_t p, uint32_t context, uint32_t greedy, uint32_t n_vocab)
-{
-    kv_job j = {.id = "job", .n_token = n, .n_prompt = p, .n_context = context, .n_greedy = greedy};
-    kv_rng r = {7};
-    j.token = calloc(n, sizeof *j.token), j.offset = calloc(n + 1, sizeof *j.offset), j.text = calloc(1, 1);
-    for (uint32_t i = 0; i < n - greedy; i++) j.token[i] = (uint32_t)(kv_rng_next(&r) % n_vocab);
-    return j;
-}
-
-static void job_done(kv_job *j)
-{
-    free(j->token), free(j->offset), free(j->text);
-}
-
-/* One capture; `engine` is used when not NULL. */
-static kv_status capture(const kv_model *m, kv_capture_request q, bool cuda, kv_engine **engine, kv_job j,
-                         const char *name, kv_capture_result *res, kv_error *err)
-{
-    kv_capture_plan p;
-    kv_capture_result own;
-    uint32_t *token = malloc(j.n_token * sizeof *token);
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    memcpy(token, j.token, j.n_token * sizeof *token);
-    q.cuda = cuda, q.engine = engine, j.token = token;
-    char *text = calloc(1, 1);
-    uint32_t *offset = calloc(j.n_token + 1, sizeof *offset);
-    j.text = text, j.offset = offset;
-    kv_status st = kv_capture_plan_open(m, &q, &j, &p, err);
-    if (!st) {
-        st = kv_capture_plan_run(&p, m, &q, &j, path, res ? res : &own, err);
-        kv_capture_plan_close(&p);
-    }
-    free(token), free(j.text), free(j.offset);
-    return st;
-}
 
 /* Every stream of a is in b and as large as `tol` allows. */
 static void compare(const char *what, const char *a_name, const char *b_name, double tol)
@@ -303,6 +254,56 @@ static void test_refusals(void)
     kv_model_close(m);
 }
 
+/* The closed loop on the device against the one on the CPU, in chunks of some branches and in one. */
+static void test_closed(void)
+{
+    static const char *const names[] = {"gemma3", "gpt2", "granite", "olmo2", "qwen2_window", "qwen3_moe"};
+    fake.devices = 1;
+    closed_pair("synthetic:tiny", KV_F32, 64, false, 2e-5);
+    closed_pair("synthetic:tiny-qwen", KV_F32, 0, false, 2e-5);
+    closed_pair(GGUF, KV_F32, 1, false, 2e-5); /* a branch at a time */
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = kv_format("tests/golden/models_extra/tiny/%s", names[i]);
+        closed_pair(path, KV_F32, 64, false, 2e-5);
+        free(path);
+    }
+    CHECKF(fake.live == 0 && fake.strangers == 0, "%d left, %d strangers", fake.live, fake.strangers);
+}
+
+static void test_closed_failures(void)
+{
+    closed_world c;
+    kv_closed got;
+    kv_error err = {""};
+    CHECK(open_closed(&c, "synthetic:tiny-qwen", KV_F16, "prompt"));
+    fake.calls = 0, fake.fail_after = -1;
+    CHECKF(!closed_on_device(&c, 64, &got, &err), "%s", err.msg);
+    kv_closed_free(&got);
+    long calls = fake.calls;
+    for (long k = 0; k < calls; k += k < 100 ? 3 : 29) {
+        fake.calls = 0, fake.fail_after = k;
+        kv_status st = closed_on_device(&c, 64, &got, &err);
+        bool closing = k + 8 >= calls;
+        CHECKF(st == KV_EIO || st == KV_ENOMEM || (closing && !st), "call %ld of %ld: %d %s", k, calls, (int)st,
+               err.msg);
+        CHECKF(fake.live == 0, "call %ld of %ld: %d left behind", k, calls, fake.live);
+        if (!st) kv_closed_free(&got);
+    }
+    fake.fail_after = -1;
+    int refused = 0, done = 0;
+    for (size_t limit = 4096; !done && limit < (size_t)1 << 30; limit += limit / 3) {
+        fake.limit = limit;
+        kv_status st = closed_on_device(&c, 64, &got, &err);
+        CHECKF(st == KV_OK || (st == KV_ENOMEM && strstr(err.msg, "out of memory")), "%zu: %s", limit, err.msg);
+        CHECKF(fake.live == 0, "%zu bytes: %d left behind", limit, fake.live);
+        refused += st == KV_ENOMEM, done += st == KV_OK;
+        if (!st) kv_closed_free(&got);
+    }
+    CHECK(refused > 5 && done == 1);
+    fake.limit = 0;
+    close_closed(&c);
+}
+
 int main(void)
 {
     snprintf(dir, sizeof dir, "/tmp/kv_cuda_XXXXXX");
@@ -313,6 +314,8 @@ int main(void)
     test_architectures();
     test_failures();
     test_refusals();
+    test_closed();
+    test_closed_failures();
     char *rm = kv_format("rm -rf '%s'", dir);
     if (!rm || system(rm)) printf("could not remove %s\n", dir);
     free(rm);

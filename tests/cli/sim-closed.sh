@@ -29,6 +29,13 @@ else
     skip 'gnuplot is not installed: nll is not drawn'
 fi
 
+ok kv-sim run t.kvt -p snapkv -b 10 --model "$M" --detail step --metrics delta_nll,kl --db steps.db
+if have sqlite3; then
+    check 'a value for every step, and their mean' test "$(sqlite3 steps.db "SELECT count(*), abs(avg(CASE WHEN step IS NOT NULL THEN value END) - avg(CASE WHEN step IS NULL THEN value END)) < 1e-9 FROM v_metric WHERE metric='delta_nll'")" = '13|1'
+fi
+
+refused 1 'decides row by row' kv-sim run t.kvt -p h2o:decode=h2o -b 10 --model "$M" --backend cuda --db out.db
+refused 2 'runs on the CPU' kv-sim run t.kvt -p snapkv -b 10 --model "$M" --generate --backend cuda --db out.db
 refused 2 'needs --model' kv-sim run t.kvt -p snapkv -b 10 --generate --db out.db
 refused 2 'need --model' kv-sim run t.kvt -p snapkv -b 10 --metrics delta_nll --db out.db
 refused 2 'need --generate' kv-sim run t.kvt -p snapkv -b 10 --metrics answer_found --model "$M" --db out.db
