@@ -4,8 +4,9 @@
  *   within budget  over the policies of one budget, then the mean over budgets: does it rank policies?
  *   within prompt  the same prompt by prompt, then the mean over prompts: does it hold for a single prompt?
  *   budget B, family F   the parts of it
+ *   layer          what one layer loses alone against what has accumulated there (predict_layers.h)
  * The full cache, and cells that keep everything, are left out: they are ties at zero. Intervals resample prompts. */
-#include "analyze/analysis.h"
+#include "analyze/predict_layers.h"
 #include "analyze/ranks.h"
 #include "analyze/stats.h"
 
@@ -165,7 +166,7 @@ static kv_status in_scope(table *t, size_t m, const double *weight, size_t which
 
 static const char *const COLUMNS[] = {"model",    "metric",       "target",        "scope",       "name",
                                       "cells",    "prompts",      "kendall",       "kendall_low", "kendall_high",
-                                      "spearman", "spearman_low", "spearman_high", "worst"};
+                                      "spearman", "spearman_low", "spearman_high", "worst",       "factor"};
 
 static kv_status put_row(const table *t, size_t m, const char *scope, const char *name, corr c, size_t prompts,
                          const double *range, double worst, kv_sheet *s, kv_error *err)
@@ -342,6 +343,7 @@ static kv_status print_text(const kv_analysis *a, const table *t, const kv_sheet
             fputs("\nby family, Spearman within a budget\n", a->out);
             kv_print_table(a->out, &f, "lrrrr", 2);
         }
+        st = kv_predict_layers_print(a->out, s, model, err);
     }
     free(o);
     kv_sheet_free(&x), kv_sheet_free(&f);
@@ -381,6 +383,7 @@ kv_status kv_cmd_predict(const kv_analysis *a, kv_error *err)
                         target, a->db);
         goto out;
     }
+    if (!strcmp(target, "delta_nll")) st = kv_predict_layers(db, &s, &out, err);
     for (size_t from = 0, to; from < rows.n_row && !st; from = to) {
         for (to = from;
              to < rows.n_row && !kv_cell_cmp(kv_sheet_at(&rows, from, MODEL), kv_sheet_at(&rows, to, MODEL));)

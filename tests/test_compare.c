@@ -390,6 +390,8 @@ static void test_predict(void)
     tiny_metric(db, 1, "delta_nll", "lower");
     tiny_metric(db, 2, "perfect", "higher"); /* turned round: less of it, more loss */
     tiny_metric(db, 3, "nearly", "lower");
+    tiny_metric(db, 4, "head_error", "lower");
+    tiny_metric(db, 5, "closed_head_error", "lower");
     for (int t = 1; t <= 4; t++) {
         tiny_trace(db, t, t <= 2 ? "prose" : "code");
         for (int b = 0; b < 2; b++)
@@ -400,13 +402,26 @@ static void test_predict(void)
                          sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 2, -1, -1, -1, %g, 8), (%ld, 3, -1, -1, -1, "
                                          "%g, 8)",
                                          id, -good[p] - 10 * !b - t, id, swapped[p] + 10 * !b + t));
+                for (int l = 0; l < 2; l++) /* what layer 1 loses alone is in another order than what arrives there */
+                    tiny_sql(db, sqlite3_mprintf("INSERT INTO metric VALUES (%ld, 4, %d, -1, -1, %g, 8), (%ld, 5, %d, "
+                                                 "-1, -1, %g, 8)",
+                                                 id, 3 * l, good[p] + 1, id, 3 * l,
+                                                 (l ? 3 : 1) * ((l ? swapped : good)[p] + 1)));
             }
     }
     sqlite3_close(db);
     json_t *j = ask(kv_cmd_predict, plain(), path, NULL, 0), *r;
-    size_t i, seen = 0;
+    size_t i, seen = 0, layers = 0;
     json_array_foreach(json_object_get(j, "rows"), i, r)
     {
+        if (is(r, "scope", "layer")) {
+            bool first = is(r, "name", "0");
+            CHECK(first || is(r, "name", "3"));
+            CHECK(kv_close(num(r, "spearman"), first ? 1 : 0.9, 1e-12, 0) && num(r, "factor") == (first ? 1 : 3));
+            CHECK(num(r, "prompts") == 4 && num(r, "cells") == 40 && is(r, "target", "closed_head_error"));
+            layers++;
+            continue;
+        }
         bool perfect = is(r, "metric", "perfect"), pooled = is(r, "scope", "pooled");
         seen += pooled;
         /* five policies, two of them swapped: tau 1 - 2/10, rho 1 - 6*2/(5*24); pooled 10 cells with two swaps */
@@ -416,7 +431,7 @@ static void test_predict(void)
         CHECK(num(r, "cells") == (is(r, "scope", "budget") ? 5 : 10));     /* `full` is not among them */
         if (pooled) CHECK(kv_close(num(r, "kendall_low"), tau, 1e-12, 0)); /* all prompts agree */
     }
-    CHECK(seen == 2);
+    CHECK(seen == 2 && layers == 2);
     json_decref(j);
     kv_analysis a = plain();
     a.metric = "nearly";
