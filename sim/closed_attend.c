@@ -126,41 +126,55 @@ static void lend_rows(attend *t, uint32_t branch)
                    d * sizeof *l->q_row);
 }
 
-/* Row r (position n_cut + r) of query head h over the positions list[0..n). */
-static kv_status attend_row(attend *t, uint32_t r, uint32_t h, const uint32_t *list, uint32_t n, float *k, float *v,
-                            float *p, double *weight, kv_error *err)
+kv_status kv_attend_list(const kv_layer *l, bool reindex, const kv_schedule *sch, uint32_t h, uint32_t row,
+                         const float *q, const uint32_t *list, uint32_t n, bool gather, const kv_list_room *room,
+                         float *out, kv_error *err)
 {
-    const kv_layer *l = &t->l;
     const kv_scene *sc = l->scene;
-    const kv_schedule *sch = t->sch;
-    uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
     size_t d = l->d, kv = (size_t)(h / l->group) * sc->n_token * d;
-    const float *q = t->a->q + (h * (size_t)t->a->n_row + row_of(t, r, t->branch)) * d;
-    float *out = out_of(t, r, t->branch, h), lse;
-    bool reindex = t->b->plan->spec[t->b->point[t->branch - 1]->spec].reindex;
-    if ((reindex || sch->k) && row >= sc->row_first) {
-        const float *V = sch->v ? sch->v + kv : l->v + kv;
+    float lse;
+    if ((reindex || (sch && sch->k)) && row >= sc->row_first) {
+        uint32_t measured = row - sc->row_first;
+        const float *V = sch && sch->v ? sch->v + kv : l->v + kv;
         kv_attn_shape full = {1, (size_t)row + 1, d, row, 0, l->scale, l->softcap};
         double distance;
-        if (!kv_probs(&full, q, l->k + kv, p)) return kv_fail(err, KV_ENOMEM, "out of memory");
+        if (!kv_probs(&full, q, l->k + kv, room->p)) return kv_fail(err, KV_ENOMEM, "out of memory");
         kv_status st = KV_OK;
-        if (sch->k)
-            kv_mixdim_row(l, h, measured, sch->k + kv, list, n, p, weight, &distance);
+        if (sch && sch->k)
+            kv_mixdim_row(l, h, measured, sch->k + kv, list, n, room->p, room->weight, &distance);
         else
-            st = kv_reindex_row(l, h, measured, list, n, p, weight, &distance, err);
+            st = kv_reindex_row(l, h, measured, list, n, room->p, room->weight, &distance, err);
         for (size_t j = 0; j < d && !st; j++) {
             double x = 0;
-            for (uint32_t i = 0; i < n; i++) x += weight[i] * V[list[i] * d + j];
+            for (uint32_t i = 0; i < n; i++) x += room->weight[i] * V[list[i] * d + j];
             out[j] = (float)x;
         }
         return st;
     }
-    for (uint32_t i = 0; i < n && h % l->group == 0; i++) {
-        memcpy(k + i * d, l->k + kv + list[i] * d, d * sizeof *k);
-        memcpy(v + i * d, l->v + kv + list[i] * d, d * sizeof *v);
+    for (uint32_t i = 0; i < n && gather; i++) {
+        memcpy(room->k + i * d, l->k + kv + list[i] * d, d * sizeof *room->k);
+        memcpy(room->v + i * d, l->v + kv + list[i] * d, d * sizeof *room->v);
     }
     kv_attn_shape s = {1, n, d, n - 1, 0, l->scale, l->softcap};
-    return kv_attention(&s, q, k, v, out, d, &lse, NULL) ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory");
+    return kv_attention(&s, q, room->k, room->v, out, d, &lse, NULL) ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory");
+}
+
+kv_status kv_list_room_open(const kv_layer *l, kv_list_room *room, kv_error *err)
+{
+    size_t N = l->scene->n_token;
+    *room = (kv_list_room){0};
+    kv_status st = kv_array(&room->list, N, sizeof *room->list, err);
+    if (!st) st = kv_array(&room->k, N * l->d, sizeof *room->k, err);
+    if (!st) st = kv_array(&room->v, N * l->d, sizeof *room->v, err);
+    if (!st) st = kv_array(&room->p, N, sizeof *room->p, err);
+    if (!st) st = kv_array(&room->weight, N, sizeof *room->weight, err);
+    return st;
+}
+
+void kv_list_room_close(kv_list_room *room)
+{
+    free(room->list), free(room->k), free(room->v), free(room->p), free(room->weight);
+    *room = (kv_list_room){0};
 }
 
 /* One KV head of the branch at hand. */
@@ -168,33 +182,23 @@ static kv_status attend_changing(attend *t, uint32_t kv, kv_error *err)
 {
     const kv_layer *l = &t->l;
     const kv_scene *sc = l->scene;
-    size_t N = sc->n_token, d = l->d;
-    uint32_t *list = NULL, U = t->sch->n_unit;
-    float *k = NULL, *v = NULL, *p = NULL;
-    double *weight = NULL;
-    kv_status st = kv_array(&list, N, sizeof *list, err);
-    if (!st) st = kv_array(&k, N * d, sizeof *k, err);
-    if (!st) st = kv_array(&v, N * d, sizeof *v, err);
-    if (!st) st = kv_array(&p, N, sizeof *p, err);
-    if (!st) st = kv_array(&weight, N, sizeof *weight, err);
+    uint32_t U = t->sch->n_unit;
+    kv_list_room room;
+    bool reindex = t->b->plan->spec[t->b->point[t->branch - 1]->spec].reindex;
+    kv_status st = kv_list_room_open(l, &room, err);
     for (uint32_t r = 0; r < t->b->n_row && !st; r++)
         for (uint32_t g = 0; g < l->group && !st; g++) {
             uint32_t h = kv * l->group + g, u = kv_unit_of(U, l->n_kv_head, l->n_q_head, h), n = 0;
             uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
+            const float *q = t->a->q + (h * (size_t)t->a->n_row + row_of(t, r, t->branch)) * l->d;
             /* Rows of the question, behind a cut at the context, see what the cut left and each other. */
             for (uint32_t i = 0; i <= row; i++)
                 if ((row < sc->row_first && i >= sc->n_cut) || kv_schedule_visible(t->sch, sc, u, i, measured))
-                    list[n++] = i;
-            if (U > l->n_kv_head && g) { /* a set of its own: gather again */
-                size_t base = (size_t)kv * N * d;
-                for (uint32_t i = 0; i < n; i++) {
-                    memcpy(k + i * d, l->k + base + list[i] * d, d * sizeof *k);
-                    memcpy(v + i * d, l->v + base + list[i] * d, d * sizeof *v);
-                }
-            }
-            st = attend_row(t, r, h, list, n, k, v, p, weight, err);
+                    room.list[n++] = i;
+            st = kv_attend_list(l, reindex, t->sch, h, row, q, room.list, n, !g || U > l->n_kv_head, &room,
+                                out_of(t, r, t->branch, h), err);
         }
-    free(list), free(k), free(v), free(p), free(weight);
+    kv_list_room_close(&room);
     return st;
 }
 

@@ -21,6 +21,21 @@ typedef struct {
 size_t kv_gather_kept(const kv_plan *plan, const kv_point *point, bool ranked, const kv_layer *l, uint32_t q_head,
                       float *k, float *v);
 
+/* Room for the rows below, of one thread. */
+typedef struct {
+    uint32_t *list; /* [n_token] */
+    float *k, *v, *p;
+    double *weight;
+} kv_list_room;
+kv_status kv_list_room_open(const kv_layer *l, kv_list_room *room, kv_error *err);
+void kv_list_room_close(kv_list_room *room); /* also of one whose opening failed */
+/* out [d] = what the row at position `row`, with query q, takes from the positions list[0..n), the last its own.
+ * gather: keys and values are to be fetched from l; else they are those of the call before. reindex: positions are
+ * slots; sch NULL or with keys and values of its own, which rows attend to instead. */
+kv_status kv_attend_list(const kv_layer *l, bool reindex, const kv_schedule *sch, uint32_t h, uint32_t row,
+                         const float *q, const uint32_t *list, uint32_t n, bool gather, const kv_list_room *room,
+                         float *out, kv_error *err);
+
 /* Fills a->out for every row of every branch, and this layer's errors when the layer evicts. */
 kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_error *err);
 

@@ -11,11 +11,12 @@ typedef struct {
     uint32_t n_step; /* KV_GENERATE_STEPS */
     uint32_t
         *token; /* [n_point + 1][n_step]: point i, and behind them the full cache; UINT32_MAX after the end token */
-    bool *able; /* [n_point] false: sets that change with every row are not followed here, its tokens are empty */
+    bool *able; /* [n_point] false: a rule that hides or foresees, or keys held in part: not followed, no tokens */
 } kv_generated;
 
 /* Greedy continuation of the prompt by KV_GENERATE_STEPS tokens. The first token comes from the full cache (no cut
- * reaches the prompt's last row); ties: lower id. Stops a branch at the model's end token. */
+ * reaches the prompt's last row); ties: lower id. Stops a branch at the model's end token. Decode rules decide on the
+ * evicted model's own queries, after every token of its own answer. */
 kv_status kv_generate(const kv_plan *p, const kv_point *point, size_t n_point, const kv_model *m, uint32_t threads,
                       void (*tick)(void *ctx, double done), void *ctx, kv_generated *out, kv_error *err);
 void kv_generated_free(kv_generated *g);

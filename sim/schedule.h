@@ -74,6 +74,15 @@ extern const kv_decode_rule kv_decode_rules[]; /* index = enum kv_decode; 0 = ke
 
 /* Query of measured row r of head h, as loaded; r < 0: -1 is the last row before the cut, -2 the one before it. */
 const float *kv_step_query(const kv_layer *l, uint32_t h, int64_t r);
+/* A rule that drops for good, row by row (steps.c): policy i of the plan at budget b in layer l, whose scene says how
+ * many tokens there will be. at [n_unit][n_token of l's scene], all -1, is the caller's and says what leaves when, as
+ * in kv_schedule. open() cuts the prompt; row() follows row r of l, 0, 1, .., once it has attended: keys, values and
+ * the query of that row are in l by then, later ones need not. */
+typedef struct kv_steps kv_steps;
+kv_status kv_steps_open(const kv_plan *p, size_t i, const kv_budget_resolved *b, const uint32_t *counts, kv_layer *l,
+                        int32_t *at, kv_steps **out, kv_error *err);
+kv_status kv_steps_row(kv_steps *s, uint32_t r, kv_error *err);
+void kv_steps_close(kv_steps *s); /* NULL accepted */
 /* What schedule.c calls (steps.c): rules that drop for good fill out->at, rules that hide fill out->seen. */
 kv_status kv_step_rows(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
                        kv_schedule *out, kv_error *err);

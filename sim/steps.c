@@ -194,44 +194,89 @@ static kv_status step(const kv_spec *s, unit *x, int64_t r, const scratch *t, in
     return KV_OK;
 }
 
+struct kv_steps {
+    const kv_spec *spec;
+    kv_layer *l;
+    uint32_t n_unit;
+    int32_t *at;
+    unit *x; /* [n_unit] */
+    uint32_t *slots, *bins;
+    double *acc;
+    scratch t;
+};
+
+static kv_status all_units(kv_steps *s, int64_t r, kv_error *err)
+{
+    const kv_scene *sc = s->l->scene;
+    kv_status st = KV_OK;
+    for (uint32_t u = 0; u < s->n_unit && !st; u++) {
+        kv_cache *c = &s->x[u].c;
+        for (uint32_t k = s->l->L; r == 0 && k < sc->row_first; k++)
+            c->acc[c->n] = 0, c->pos[c->n++] = k; /* the question of --cut context */
+        if (r >= 0) c->acc[c->n] = 0, c->pos[c->n++] = sc->row_first + (uint32_t)r;
+        st = step(s->spec, &s->x[u], r, &s->t, s->at + (size_t)u * sc->n_token, err);
+    }
+    return st;
+}
+
+kv_status kv_steps_open(const kv_plan *p, size_t i, const kv_budget_resolved *b, const uint32_t *counts, kv_layer *l,
+                        int32_t *at, kv_steps **out, kv_error *err)
+{
+    const kv_ranking *rk = &p->ranking[p->ranking_of[i]];
+    uint32_t N = l->scene->n_token, U = rk->n_unit, L = l->L;
+    kv_steps *s = NULL;
+    kv_status st = kv_array(&s, 1, sizeof *s, err);
+    *out = NULL;
+    if (st) return st;
+    s->spec = &p->spec[i], s->l = l, s->n_unit = U, s->at = at;
+    scratch *t = &s->t;
+    st = kv_array(&s->x, U, sizeof *s->x, err);
+    if (!st) st = kv_array(&s->slots, (size_t)U * N, sizeof *s->slots, err);
+    if (!st) st = kv_array(&s->bins, (size_t)U * N, sizeof *s->bins, err);
+    if (!st) st = kv_array(&s->acc, (size_t)U * N, sizeof *s->acc, err);
+    if (!st) st = kv_array(&t->w, (size_t)l->n_q_head * N, sizeof *t->w, err);
+    if (!st) st = kv_array(&t->all, N, sizeof *t->all, err);
+    if (!st) st = kv_array(&t->one, N, sizeof *t->one, err);
+    if (!st) st = kv_array(&t->before, N, sizeof *t->before, err);
+    if (!st) st = kv_array(&t->live, N, sizeof *t->live, err);
+    for (uint32_t u = 0; u < U && !st; u++) {
+        unit *x = &s->x[u];
+        *x = (unit){.c = {.pos = s->slots + (size_t)u * N, .acc = s->acc + (size_t)u * N, .l = l, .unit = u},
+                    .bin = s->bins + (size_t)u * N};
+        kv_unit_heads(l, rk->granularity, u, &x->first, &x->heads);
+        st = start_unit(p, i, b, counts, l, x, err);
+        uint32_t count = st || s->spec->prompt_cut ? L : counts[(size_t)l->order * U + u];
+        const uint32_t *order = rk->order + ((size_t)l->order * U + u) * L;
+        for (uint32_t k = count; k < L; k++) at[(size_t)u * N + order[k]] = 0; /* what the plan cut */
+    }
+    if (!st && s->spec->prompt_cut) st = all_units(s, -1, err);
+    if (st)
+        kv_steps_close(s);
+    else
+        *out = s;
+    return st;
+}
+
+kv_status kv_steps_row(kv_steps *s, uint32_t r, kv_error *err)
+{
+    return all_units(s, r, err);
+}
+
+void kv_steps_close(kv_steps *s)
+{
+    if (!s) return;
+    free(s->x), free(s->slots), free(s->bins), free(s->acc);
+    free(s->t.w), free(s->t.all), free(s->t.one), free(s->t.before), free(s->t.live);
+    free(s);
+}
+
 kv_status kv_step_rows(const kv_plan *p, size_t i, const kv_budget_resolved *b, const uint32_t *counts, kv_layer *l,
                        kv_schedule *out, kv_error *err)
 {
-    const kv_spec *s = &p->spec[i];
-    const kv_scene *sc = p->scene;
-    const kv_ranking *rk = &p->ranking[p->ranking_of[i]];
-    uint32_t N = sc->n_token, U = out->n_unit, L = l->L;
-    unit *x = NULL;
-    uint32_t *slots = NULL, *bins = NULL;
-    double *acc = NULL;
-    scratch t = {0};
-    kv_status st = kv_array(&x, U, sizeof *x, err);
-    if (!st) st = kv_array(&slots, (size_t)U * N, sizeof *slots, err);
-    if (!st) st = kv_array(&bins, (size_t)U * N, sizeof *bins, err);
-    if (!st) st = kv_array(&acc, (size_t)U * N, sizeof *acc, err);
-    if (!st) st = kv_array(&t.w, (size_t)l->n_q_head * N, sizeof *t.w, err);
-    if (!st) st = kv_array(&t.all, N, sizeof *t.all, err);
-    if (!st) st = kv_array(&t.one, N, sizeof *t.one, err);
-    if (!st) st = kv_array(&t.before, N, sizeof *t.before, err);
-    if (!st) st = kv_array(&t.live, N, sizeof *t.live, err);
-    for (uint32_t u = 0; u < U && !st; u++) {
-        x[u] = (unit){.c = {.pos = slots + (size_t)u * N, .acc = acc + (size_t)u * N, .l = l, .unit = u},
-                      .bin = bins + (size_t)u * N};
-        kv_unit_heads(l, rk->granularity, u, &x[u].first, &x[u].heads);
-        st = start_unit(p, i, b, counts, l, &x[u], err);
-        uint32_t count = st || s->prompt_cut ? L : counts[(size_t)l->order * U + u];
-        const uint32_t *order = rk->order + ((size_t)l->order * U + u) * L;
-        for (uint32_t k = count; k < L; k++) out->at[(size_t)u * N + order[k]] = 0; /* what the plan cut */
-    }
-    for (int64_t r = s->prompt_cut ? -1 : 0; r < (int64_t)sc->n_row && !st; r++)
-        for (uint32_t u = 0; u < U && !st; u++) {
-            kv_cache *c = &x[u].c;
-            for (uint32_t k = L; r == 0 && k < sc->row_first; k++)
-                c->acc[c->n] = 0, c->pos[c->n++] = k; /* the question of --cut context */
-            if (r >= 0) c->acc[c->n] = 0, c->pos[c->n++] = sc->row_first + (uint32_t)r;
-            st = step(s, &x[u], r, &t, out->at + (size_t)u * N, err);
-        }
-    free(x), free(slots), free(bins), free(acc), free(t.w), free(t.all), free(t.one), free(t.before), free(t.live);
+    kv_steps *s = NULL;
+    kv_status st = kv_steps_open(p, i, b, counts, l, out->at, &s, err);
+    for (uint32_t r = 0; r < p->scene->n_row && !st; r++) st = kv_steps_row(s, r, err);
+    kv_steps_close(s);
     return st;
 }
 

@@ -247,35 +247,47 @@ static void test_full_is_free(const kv_model *m, const char *path)
 
 /* Free running, the plain way: before every token the whole sequence again, rows behind the prompt attending by two
  * loops. The trace has N tokens; here the rows behind the prompt are the answer's. */
-static void test_generate(const kv_model *m, const char *path)
+static void test_generate(const kv_model *m, const char *path, const char *policies, size_t n)
 {
     static const char *const BUDGET[] = {"10"};
     enum { LOOK = N - P };
     world w;
     kv_generated g;
-    open_world(&w, path, "prompt",
-               "snapkv:window=4,streaming,random:granularity=query_head,window=2,h2o:decode=h2o,window=4", BUDGET, 1);
+    open_world(&w, path, "prompt", policies, BUDGET, 1);
     CHECKF(!kv_generate(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, &g, &err), "%s", err.msg);
-    CHECK(g.able[0] && g.able[2] && !g.able[3] && g.token[3 * g.n_step] == UINT32_MAX);
-    CHECK(kv_first_divergence(&g, g.n_point) == g.n_step);
-    for (size_t i = 0; i < 4; i++) {
-        const kv_point *p = i == 3 ? NULL : &w.point[i];
-        const uint32_t *got = g.token + (i == 3 ? g.n_point : i) * g.n_step;
-        bool same = true;
+    CHECK(g.n_point == n && kv_first_divergence(&g, g.n_point) == g.n_step);
+    for (size_t i = 0; i <= n && g.token; i++) {
+        const kv_point *p = i == n ? NULL : &w.point[i];
+        const uint32_t *got = g.token + i * g.n_step;
+        bool same = true, changes = p && kv_schedule_used(&w.plan, p->spec);
+        CHECK(i == n || g.able[i]);
         for (uint32_t t = 0; t < LOOK && same; t++) {
-            plain s = {.w = &w, .p = p};
+            plain s = {.w = &w, .p = p, .changes = changes};
             run_plain(&s, m); /* rows behind position P + t - 1 hold old tokens, which nothing before them sees */
             const double *l = s.logit + (size_t)(P - 1 + t) * s.n_vocab;
             uint32_t best = 0;
             for (uint32_t j = 1; j < s.n_vocab; j++)
                 if (l[j] > l[best]) best = j;
-            same = got[t] == best || (got[t] != UINT32_MAX && l[best] - l[got[t]] < 1e-4);
+            uint32_t said = got[t] == UINT32_MAX ? kv_model_eos(m) : got[t];
+            same = l[best] - l[said] < 1e-4;
             CHECKF(same, "point %zu step %u: token %u, plainly %u", i, t, got[t], best);
+            free(s.logit), free(s.x);
             if (got[t] == UINT32_MAX) break;
             w.token[P + t] = got[t];
-            free(s.logit), free(s.x);
         }
     }
+    kv_generated_free(&g);
+    close_world(&w);
+}
+
+static void test_not_followed(const kv_model *m, const char *path)
+{
+    static const char *const BUDGET[] = {"10"};
+    world w;
+    kv_generated g;
+    open_world(&w, path, "prompt", "h2o.mask,snapkv,oracle-steps,mixdim.ours", BUDGET, 1);
+    CHECKF(!kv_generate(&w.plan, w.point, w.n_point, m, 2, NULL, NULL, &g, &err), "%s", err.msg);
+    CHECK(!g.able[0] && g.able[1] && !g.able[2] && !g.able[3] && g.token[0] == UINT32_MAX);
     kv_generated_free(&g);
     close_world(&w);
 }
@@ -334,7 +346,13 @@ int main(void)
                            "streaming:decode=streaming,h2o:decode=h2o,window=4,tova:decode=tova,window=1,"
                            "criticalkv:window=4");
         test_full_is_free(m, path);
-        test_generate(m, path);
+        test_generate(m, path, "snapkv:window=4,streaming,random:granularity=query_head,window=2", 3);
+        test_generate(
+            m, path,
+            "h2o:decode=h2o,window=4,streaming:decode=streaming,tova:decode=tova,window=1,criticalkv:window=4,"
+            "cake.decode",
+            5);
+        test_not_followed(m, path);
         test_answers(m);
         test_refusals(m, path);
     }
