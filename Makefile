@@ -91,6 +91,12 @@ $(OUT)/tests/%: $(OBJ)/tests/%.cu.o $(LIB)
 # The saved inputs of the fuzzers are a test like any other.
 FUZZSRC   := $(filter-out tests/fuzz/fuzzer.c,$(wildcard tests/fuzz/*.c))
 $(OUT)/tests/test_fuzz: $(patsubst %,$(OBJ)/%.o,$(FUZZSRC))
+# Calls that fail, to preload (tests/faults.py); a sanitizer has its own malloc.
+ifeq ($(SAN),)
+PLUGINS   += $(OUT)/tests/fault.so
+endif
+$(OUT)/tests/fault.so: tests/fault.c
+	$(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -D_GNU_SOURCE -shared -fPIC $(WARN) $< -o $@ -ldl
 # Plug-ins are built as a stranger builds them: the public header and nothing else.
 PLUGIN     = $(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -shared -fPIC -ffp-contract=off $(WARN) \
              $(filter -fsanitize=%,$(KFLAGS)) -Isim $< -o $@ -lm

@@ -8,6 +8,7 @@
 #include "analyze/kept.h"
 #include "kernels/kernels.h"
 #include "traces/cli.h"
+#include "traces/memtext.h"
 #include "traces/trace.h"
 
 #include <math.h>
@@ -146,7 +147,7 @@ kv_status kv_figure_attention(const char *plots, const char *folder, const char 
     for (size_t c = 0; c < n_cell; c++) m.cell[c] = -1;
     if ((st = load_kept(&m, policy, budget, err)) || (st = fill(&m, err))) goto out;
     for (uint32_t j = 0; j < m.i->n_prompt; j++) n_kept += m.kept[j] != 0;
-    FILE *f = open_memstream(&csv, &n_csv);
+    FILE *f = kv_text_stream(&csv, &n_csv);
     if (f) put_csv(f, &m);
     if (m.kept_mass == m.kept_mass)
         snprintf(mass, sizeof mass, ", holding %.3f of the decoded rows' mass", m.kept_mass);

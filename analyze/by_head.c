@@ -6,6 +6,7 @@
 #include "analyze/ranks.h"
 #include "analyze/signif.h"
 #include "analyze/stats.h"
+#include "traces/memtext.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -206,7 +207,7 @@ static kv_status both_policies(kv_selection *s, const kv_grid_variant *a, const 
 {
     size_t size;
     free(s->policies), s->policies = NULL;
-    FILE *m = open_memstream(&s->policies, &size);
+    FILE *m = kv_text_stream(&s->policies, &size);
     if (!m) return kv_fail(err, KV_ENOMEM, "out of memory");
     putc('[', m);
     kv_put_json(m, a->spec, strlen(a->spec));

@@ -2,6 +2,7 @@
  * the same bytes spread evenly. */
 #include "analyze/allocation.h"
 #include "analyze/analysis.h"
+#include "traces/memtext.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -67,7 +68,7 @@ static kv_status print_matrix(const kv_analysis *a, const kv_sheet *s, size_t fr
             if ((what == SHOW_SLOTS && !uneven[k]) || t.n_col == KV_SHEET_COLS_MAX) continue;
             char *name = NULL;
             size_t size;
-            FILE *m = open_memstream(&name, &size);
+            FILE *m = kv_text_stream(&name, &size);
             if (m) kv_put_plain(m, kv_cell_text(&c[label]), c[label].len);
             if (!m || fclose(m))
                 st = kv_fail(err, KV_ENOMEM, "out of memory");

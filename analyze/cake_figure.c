@@ -8,6 +8,7 @@
 #include "analyze/figure.h"
 #include "sim/plan.h"
 #include "kernels/parallel.h"
+#include "traces/memtext.h"
 
 /* layer,stage,dispersion,shift,share,slots: one row a layer (stage empty), then one a (stage, layer). */
 static kv_status put_csv(FILE *f, const kv_plan *p, const kv_budget_resolved *c, kv_error *err)
@@ -50,7 +51,7 @@ kv_status kv_figure_cake(const char *plots, const char *folder, const char *trac
     if (!st) st = kv_budget_parse(budget, &b, &n_budget, err);
     if (!st && n_budget != 1) st = kv_fail(err, KV_EMISUSE, "plot cake needs one --budget, got '%s'", budget);
     if (!st) st = kv_plan_build(&sc, spec, n_spec, kv_cpu_count(), &plan, err);
-    FILE *f = st ? NULL : open_memstream(&csv, &n_csv);
+    FILE *f = st ? NULL : kv_text_stream(&csv, &n_csv);
     if (f) {
         kv_budget_resolved c = kv_budget_resolve(b, sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head);
         st = put_csv(f, &plan, &c, err);

@@ -1,6 +1,7 @@
 /* figure.c - CSV in, SVG and PNG out, through gnuplot (figure.h). */
 #include "analyze/figure.h"
 #include "analyze/spawn.h"
+#include "traces/memtext.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -14,10 +15,12 @@ kv_status kv_plots_folder(char **out, kv_error *err)
     const char *env = getenv("KVTRACE_PLOTS");
     char *exe = env && *env ? NULL : kv_exe_folder();
     *out = NULL;
+    errno = 0;
     if (env && *env) {
         char *style = kv_format("%s/style.gp", env);
         if (style && !access(style, R_OK)) *out = realpath(env, NULL);
         free(style);
+        if (errno == ENOMEM) return kv_fail(err, KV_ENOMEM, "out of memory");
         return *out ? KV_OK : kv_fail(err, KV_EMISSING, "no plots in KVTRACE_PLOTS='%s': style.gp is not there", env);
     }
     for (size_t i = 0; exe && i < sizeof beside / sizeof *beside && !*out; i++) {
@@ -25,11 +28,12 @@ kv_status kv_plots_folder(char **out, kv_error *err)
         if (dir && style && !access(style, R_OK)) *out = realpath(dir, NULL);
         free(dir), free(style);
     }
-    kv_status st = *out ? KV_OK
-                        : kv_fail(err, KV_EMISSING,
-                                  "cannot find the folder 'plots' beside '%s' (../plots, "
-                                  "../share/kvtrace/plots): set KVTRACE_PLOTS",
-                                  exe ? exe : "kv-analyze");
+    kv_status st = *out              ? KV_OK
+                   : errno == ENOMEM ? kv_fail(err, KV_ENOMEM, "out of memory")
+                                     : kv_fail(err, KV_EMISSING,
+                                               "cannot find the folder 'plots' beside '%s' (../plots, "
+                                               "../share/kvtrace/plots): set KVTRACE_PLOTS",
+                                               exe ? exe : "kv-analyze");
     free(exe);
     return st;
 }
@@ -60,7 +64,7 @@ static char *plain(const char *s)
 {
     char *b = NULL;
     size_t n;
-    FILE *m = open_memstream(&b, &n);
+    FILE *m = kv_text_stream(&b, &n);
     if (!m) return NULL;
     kv_put_plain(m, s ? s : "", s ? strlen(s) : 0);
     return fclose(m) ? free(b), NULL : b;
@@ -100,7 +104,8 @@ static kv_status draw(const char *plots, const char *gp, const char *csv, const 
     if (st) goto out;
     if (code || stat(partial, &sb) || !sb.st_size) {
         last_line(said);
-        st = kv_fail(err, KV_EIO, "cannot draw '%s': gnuplot failed: %s", out, *said ? said : "it wrote nothing");
+        st = kv_fail(err, KV_EUNSUPPORTED, "cannot draw '%s': gnuplot failed: %s", out,
+                     *said ? said : "it wrote nothing");
     } else if (rename(partial, out))
         st = kv_fail(err, KV_EIO, "cannot write '%s': %s", out, strerror(errno));
 out:

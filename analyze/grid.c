@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "analyze/group.h"
+#include "traces/memtext.h"
 
 static const char SQL[] =
     "SELECT r.model, r.policy, r.spec, r.granularity, r.page, r.cut, r.protect, m.metric, m.unit, r.budget,"
@@ -166,7 +167,7 @@ static char *listed(const char *word, const char *const *v, size_t n)
 {
     char *list = NULL;
     size_t size = 0, shown = 0;
-    FILE *m = open_memstream(&list, &size);
+    FILE *m = kv_text_stream(&list, &size);
     const char *near = kv_nearest(word, v, n);
     if (!m) return NULL;
     if (near) kv_put_plain(m, near, strlen(near)), shown++;

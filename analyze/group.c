@@ -1,6 +1,7 @@
 /* group.c - rows per prompt -> mean and interval per group; names and order of series (group.h). */
 #include "analyze/group.h"
 #include "analyze/stats.h"
+#include "traces/memtext.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -226,7 +227,7 @@ static char *make_label(const series *g, size_t n, const series *s)
 {
     char *text = NULL;
     size_t size;
-    FILE *m = open_memstream(&text, &size);
+    FILE *m = kv_text_stream(&text, &size);
     if (!m) return NULL;
     fputs(s->policy, m);
     const char *at = pairs_of(s), *pair;

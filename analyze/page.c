@@ -1,5 +1,6 @@
 /* page.c - the frame of every HTML page, and its escaping (page.h). */
 #include "analyze/page.h"
+#include "traces/memtext.h"
 
 #include <ctype.h>
 #include <stdarg.h>
@@ -16,7 +17,7 @@ void kv_html_put(FILE *f, const char *s, size_t n)
 {
     char *plain = NULL;
     size_t size = 0;
-    FILE *m = open_memstream(&plain, &size);
+    FILE *m = kv_text_stream(&plain, &size);
     if (m) kv_put_plain(m, s, n);
     if (m && !fclose(m))
         for (size_t i = 0; i < size; i++) switch (plain[i]) {
@@ -39,7 +40,7 @@ void kv_html_format(FILE *f, const char *fmt, ...)
     char *s = NULL;
     va_list ap;
     va_start(ap, fmt);
-    if (vasprintf(&s, fmt, ap) < 0) s = NULL;
+    if (vasprintf(&s, fmt, ap) < 0) s = NULL, kv_text_lose();
     va_end(ap);
     if (s) kv_html_puts(f, s);
     free(s);
@@ -50,7 +51,7 @@ void kv_html_sql(FILE *f, const char *what, const char *sql, const kv_bind *bind
 {
     char *text = NULL;
     size_t size = 0;
-    FILE *m = open_memstream(&text, &size);
+    FILE *m = kv_text_stream(&text, &size);
     char quote = 0;
     for (const char *p = sql; m && *p;) {
         if (quote)
@@ -121,7 +122,7 @@ char *kv_page_tokens(const kv_token_view *v, size_t n)
 {
     char *text = NULL;
     size_t size = 0;
-    FILE *m = open_memstream(&text, &size);
+    FILE *m = kv_text_stream(&text, &size);
     if (!m) return NULL;
     putc('[', m);
     for (size_t i = 0; i < n; i++) {
@@ -160,7 +161,7 @@ kv_status kv_page_text(const char *path, const kv_token_view *v, size_t n, kv_er
 {
     char *tokens = kv_page_tokens(v, n), *page = NULL;
     size_t size = 0;
-    FILE *f = tokens ? open_memstream(&page, &size) : NULL;
+    FILE *f = tokens ? kv_text_stream(&page, &size) : NULL;
     kv_status st = KV_OK;
     if (f) {
         kv_page_begin(f, "kvtrace: kept words", v->info->model ? v->info->model : "", NULL, 0);

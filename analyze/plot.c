@@ -7,6 +7,7 @@
 #include "analyze/analysis.h"
 #include "analyze/figure.h"
 #include "analyze/stats.h"
+#include "traces/memtext.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -194,7 +195,7 @@ static kv_status make_figure(const kv_analysis *a, kv_db *db, const kv_selection
     }
     if (!st && kv_sheet_find(&rows, "policy") >= 0) st = kv_label_series(&rows, err);
     if (st) goto out;
-    FILE *m = open_memstream(&csv, &n_csv);
+    FILE *m = kv_text_stream(&csv, &n_csv);
     sub = subtitle(&s, &note);
     if (m) kv_print_plot_csv(m, &rows);
     if (!m || fclose(m) || !sub) {

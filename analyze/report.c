@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "analyze/figure.h"
+#include "traces/memtext.h"
 
 enum { TOKENS_MAX = 3 << 20 }; /* bytes of token views in the page */
 
@@ -138,14 +139,17 @@ static kv_status figure(kv_report *r, const char *name, const char *metric, cons
     }
     plot.folder = dir, plot.model = r->s.model, plot.rest = (kv_list){words, 2}, plot.metric = metric;
     plot.talk = fopen("/dev/null", "w");
-    kv_status st = plot.talk ? kv_cmd_plot(&plot, &why) : KV_EIO;
-    if (!st && (path = kv_format("%s/%s.svg", dir, name))) st = kv_read_file(path, 8u << 20, &svg, &n, &why);
-    if (!st && svg)
+    kv_status st = plot.talk ? kv_cmd_plot(&plot, &why) : kv_fail(&why, KV_EIO, "/dev/null: %s", strerror(errno));
+    if (!st && !(path = kv_format("%s/%s.svg", dir, name))) st = kv_fail(&why, KV_ENOMEM, "out of memory");
+    if (!st) st = kv_read_file(path, 8u << 20, &svg, &n, &why);
+    if (!st)
         put_svg(r->f, (char *)svg, name, label);
-    else {
+    else if (st == KV_EMISSING || st == KV_EUNSUPPORTED ||
+             st == KV_EMISUSE) { /* nothing to draw, no gnuplot that can */
         fputs("<p class=\"note\">Figure left out: ", r->f);
         kv_html_puts(r->f, why.msg);
         fputs("</p>\n", r->f);
+        st = KV_OK;
     }
     if (plot.talk) fclose(plot.talk);
     for (int k = 0; k < 3; k++) {
@@ -155,7 +159,7 @@ static kv_status figure(kv_report *r, const char *name, const char *metric, cons
     }
     rmdir(dir);
     free(dir), free(path), free(svg);
-    return st == KV_EINTERRUPTED ? kv_fail(err, st, "%s", why.msg) : KV_OK;
+    return st ? kv_fail(err, st, "%s", why.msg) : KV_OK;
 }
 
 /* The rows behind a figure: plots/NAME.sql as it was run. */
@@ -262,7 +266,7 @@ static kv_status gap(kv_report *r, kv_error *err)
     char *headline = r->s.metric, *text = NULL;
     size_t size = 0;
     kv_error why = {.msg = ""};
-    FILE *m = open_memstream(&text, &size);
+    FILE *m = kv_text_stream(&text, &size);
     r->s.metric = NULL;
     kv_status st = m ? kv_selection_metric(r->db, &r->s, NULL, kv_gap_metrics, &why) : KV_ENOMEM;
     if (!st) st = kv_gap_sentences(r->db, &r->s, m, &why);
@@ -338,7 +342,7 @@ kv_status kv_cmd_report(const kv_analysis *a, kv_error *err)
     r.where = filtered ? "AND" KV_WHERE_RUN : "";
     sub = kv_format("KV-cache eviction replayed on %zu model%s; headline: %s, in detail at budget %s", models.n_row,
                     models.n_row == 1 ? "" : "s", r.s.metric, r.s.budget);
-    r.f = open_memstream(&page, &size);
+    r.f = kv_text_stream(&page, &size);
     if (!r.f || !sub || (n_view && !(tokens = kv_page_tokens(view, n_view)))) {
         if (r.f) fclose(r.f);
         st = kv_fail(err, KV_ENOMEM, "out of memory");

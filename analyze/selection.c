@@ -1,5 +1,6 @@
 /* selection.c - which runs, metric, budget and model a command looks at (query.h). */
 #include "analyze/query.h"
+#include "traces/memtext.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@ static kv_status unknown(kv_db *db, const char *kind, const char *name, const ch
     size_t size = 0;
     const char **v = NULL;
     kv_status st = kv_query(db, "a list of names", sql, NULL, 0, &s, err);
-    FILE *m = st ? NULL : open_memstream(&list, &size);
+    FILE *m = st ? NULL : kv_text_stream(&list, &size);
     if (!m || kv_array(&v, s.n_row, sizeof *v, NULL)) {
         if (!st) st = kv_fail(err, KV_ENOMEM, "out of memory");
         goto out;
@@ -60,7 +61,7 @@ static kv_status to_json(kv_db *db, const char *kind, const kv_list *l, const ch
     size_t size, n_item = 0;
     kv_status st = KV_OK;
     if (!l || !l->n) return KV_OK;
-    FILE *m = open_memstream(json, &size);
+    FILE *m = kv_text_stream(json, &size);
     if (!m) return kv_fail(err, KV_ENOMEM, "out of memory");
     putc('[', m);
     for (size_t i = 0; i < l->n && !st; i++) {
@@ -259,7 +260,7 @@ kv_status kv_selection_model(kv_db *db, kv_selection *s, kv_error *err)
     if (!st && k.n_row > 1) {
         char *list = NULL;
         size_t size;
-        FILE *m = open_memstream(&list, &size);
+        FILE *m = kv_text_stream(&list, &size);
         for (size_t i = 0; m && i < k.n_row; i++) {
             fputs(i ? " " : "", m);
             kv_put_plain(m, kv_cell_text(&k.cell[i]), k.cell[i].len);

@@ -1,5 +1,6 @@
 /* sheet_print.c - tables as text, CSV and JSON; escapes for text that comes from a database (sheet.h). */
 #include "analyze/sheet.h"
+#include "traces/memtext.h"
 
 #include <errno.h>
 #include <math.h>
@@ -121,7 +122,7 @@ static char *plain_cell(const kv_cell *c, const char *null_text)
 {
     char *b = NULL;
     size_t n = 0;
-    FILE *m = open_memstream(&b, &n);
+    FILE *m = kv_text_stream(&b, &n);
     if (!m) return NULL;
     if (c->kind == KV_CELL_NULL)
         fputs(null_text, m);

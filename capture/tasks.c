@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "traces/cli.h"
+#include "traces/memtext.h"
 
 enum { KEYS = 8, HOPS = 4, CHAINS = 2, STATEMENTS_MAX = 32 };
 
@@ -81,7 +82,7 @@ static void make_keys(task *t, uint32_t n, uint32_t asked, uint32_t prompt)
     uint32_t at = below(t, 8), by = 1 + 2 * below(t, 4), b = below(t, 8);
     char *key[KEYS], *value[KEYS], *question = NULL, *answer = NULL;
     size_t n_question, n_answer;
-    FILE *q = open_memstream(&question, &n_question), *a = open_memstream(&answer, &n_answer);
+    FILE *q = kv_text_stream(&question, &n_question), *a = kv_text_stream(&answer, &n_answer);
     for (uint32_t i = 0; i < n; i++) { /* keys differ in their first word */
         key[i] = kv_format("%s-%s", A[(at + i * by) % 8], B[(b + i) % 8]);
         value[i] = digits(t);
@@ -106,7 +107,7 @@ static void make_chains(task *t)
     uint32_t first = below(t, 8), by = 1 + 2 * below(t, 4);
     char *names = NULL;
     size_t n_names;
-    FILE *f = open_memstream(&names, &n_names);
+    FILE *f = kv_text_stream(&names, &n_names);
     for (uint32_t c = 0; c < CHAINS; c++) {
         const char *name = NAME[(first + c * by) % 8];
         char *value = digits(t);
@@ -150,7 +151,7 @@ static json_t *write_prompt(task *t, uint32_t number)
          *category = kv_format("synthetic_%s", t->q->kind);
     size_t size = 0, at[STATEMENTS_MAX], next = 0, words = 0;
     json_t *evidence = json_array(), *o = NULL;
-    FILE *f = open_memstream(&text, &size);
+    FILE *f = kv_text_stream(&text, &size);
     if (!f || !id || !category) goto out;
     fputs("Some statements are hidden in the following text. Read it and remember them; a question follows.\n\n", f);
     while (words < t->q->words || next < t->n) {
@@ -163,7 +164,7 @@ static json_t *write_prompt(task *t, uint32_t number)
         fflush(f);
         size_t before = size;
         put_sentence(t, f);
-        fflush(f);
+        if (fflush(f)) break;
         for (size_t i = before; i < size; i++) words += text[i] == ' ';
     }
     fflush(f);
@@ -201,7 +202,7 @@ kv_status kv_tasks_write(const kv_task_request *q, const char *path, kv_error *e
         return kv_fail(err, KV_EMISUSE,
                        "want 1 to 100000 prompts (--count), up to 1000000 words (--words), 1 to 64 digits (--digits) "
                        "and a depth of 0 to 100 percent (--depth)");
-    FILE *f = open_memstream(&lines, &size);
+    FILE *f = kv_text_stream(&lines, &size);
     for (uint32_t i = 0; f && i < q->count && !st; i++) {
         task t = {.q = q, .rng = {q->seed * 1000003u + i}, .answers = json_array()};
         kv_rng_next(&t.rng);

@@ -79,15 +79,15 @@ out:
     return st;
 }
 
-/* Is `path` a finished side file with this hash? */
-static bool is_side(const char *path, const char *sha)
+/* Is `path` a finished side file with this hash? Fails only where memory is too short to tell. */
+static kv_status is_side(const char *path, const char *sha, bool *is, kv_error *err)
 {
     kv_trace *t = NULL;
-    bool ok = !kv_trace_open(path, &t, NULL);
-    const char *have = ok ? kv_trace_get_info(t)->wo_sha256 : NULL;
-    ok = have && !strcmp(have, sha);
+    kv_status st = kv_trace_open(path, &t, err);
+    const char *have = st ? NULL : kv_trace_get_info(t)->wo_sha256;
+    *is = have && !strcmp(have, sha);
     kv_trace_close(t);
-    return ok;
+    return st == KV_ENOMEM ? st : KV_OK;
 }
 
 kv_status kv_wo_provide(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
@@ -96,12 +96,15 @@ kv_status kv_wo_provide(const kv_model *m, uint32_t n_layer, const uint32_t *lay
     char *beside = kv_wo_path(trace_path, sha), *target = NULL;
     kv_status st = beside ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for a path");
 
-    if (st || is_side(beside, sha)) goto out;
+    bool there = false;
+    if (st || (st = is_side(beside, sha, &there, err)) || there) goto out;
     if (!file) {
         st = write_side(m, n_layer, layer, dtype, sha, beside, threads, err);
         goto out;
     }
-    if (!is_side(file, sha) && (st = write_side(m, n_layer, layer, dtype, sha, file, threads, err))) goto out;
+    if ((st = is_side(file, sha, &there, err)) ||
+        (!there && (st = write_side(m, n_layer, layer, dtype, sha, file, threads, err))))
+        goto out;
     if (!(target = realpath(file, NULL)))
         st = kv_fail(err, KV_EIO, "cannot find '%s': %s", file, strerror(errno));
     else if ((unlink(beside) && errno != ENOENT) || symlink(target, beside))

@@ -11,6 +11,7 @@
 #include "sim/closed_attend.h"
 #include "sim/schedule.h"
 #include "traces/cli.h"
+#include "traces/memtext.h"
 
 /* One layer of a branch whose set is no prefix of a ranking. */
 typedef struct {
@@ -376,7 +377,7 @@ double kv_answer_found(const kv_generated *g, size_t i, const kv_model *m, const
     char *bytes = NULL, *text = NULL;
     size_t n = 0, k;
     json_t *one;
-    FILE *f = m->tok ? open_memstream(&bytes, &n) : NULL;
+    FILE *f = m->tok ? kv_text_stream(&bytes, &n) : NULL;
     for (uint32_t t = 0; f && t < g->n_step && g->token[i * g->n_step + t] != UINT32_MAX; t++) {
         size_t len;
         const char *piece = kv_model_token_bytes(m, g->token[i * g->n_step + t], &len);

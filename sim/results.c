@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "traces/cli.h"
+#include "traces/memtext.h"
 
 static const char SCHEMA[] =
 #include "sim/schema.sql.h"
@@ -133,7 +134,8 @@ kv_status kv_results_begin(kv_results *r, kv_error *err)
 
 kv_status kv_results_commit(kv_results *r, kv_error *err)
 {
-    kv_status st = exec(r, "COMMIT", "write to", err);
+    kv_status st = kv_text_lost() ? kv_fail(err, KV_ENOMEM, "out of memory: nothing written to '%s'", r->path)
+                                  : exec(r, "COMMIT", "write to", err);
     if (st) kv_results_rollback(r);
     return st;
 }

@@ -1,5 +1,6 @@
 /* base.c - status and error text, allocation, half floats, hashes, the seeded generator, files (base.h). */
 #include "traces/base.h"
+#include "traces/memtext.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -40,7 +41,7 @@ char *kv_format(const char *fmt, ...)
     char *s = NULL;
     va_list ap;
     va_start(ap, fmt);
-    if (vasprintf(&s, fmt, ap) < 0) s = NULL;
+    if (vasprintf(&s, fmt, ap) < 0) s = NULL, kv_text_lose();
     va_end(ap);
     return s;
 }
@@ -506,12 +507,15 @@ kv_status kv_outfile_commit(kv_outfile *o, kv_error *err)
 {
     kv_status st = KV_OK;
     FILE *f = o->f;
+    bool lost = kv_text_lost(); /* what was written may lack a piece */
     bool bad = ferror(f) || fflush(f) || (o->partial && fsync(fileno(f)));
     int e = errno;
     o->f = NULL;
     if (fclose(f) && !bad) bad = true, e = errno;
-    if (!bad && o->partial && rename(o->partial, o->path)) bad = true, e = errno;
-    if (bad) {
+    if (!bad && !lost && o->partial && rename(o->partial, o->path)) bad = true, e = errno;
+    if (lost) {
+        st = kv_fail(err, KV_ENOMEM, "cannot write '%s': out of memory", o->path);
+    } else if (bad) {
         st = kv_fail(err, KV_EIO, "cannot write '%s': %s", o->path, e ? strerror(e) : "write error");
     } else if (o->partial) {
         sync_folder(o->path);

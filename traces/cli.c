@@ -1,6 +1,6 @@
 /* cli.c - options, numbers, progress, signals (cli.h). */
 #include "traces/cli.h"
-
+#include "traces/memtext.h"
 #include "traces/plain.h"
 
 #include <ctype.h>
@@ -220,9 +220,10 @@ kv_status kv_cli_parse(int argc, char **argv, const kv_opt *opts, kv_list *rest,
 
 int kv_cli_exit(const char *prog, kv_status st, const kv_error *err)
 {
+    bool lost = kv_text_lost();
     if (st == KV_OK) {
-        if (!fflush(stdout) && !ferror(stdout)) return 0;
-        fprintf(stderr, "%s: cannot write to the standard output: %s\n", prog, strerror(errno));
+        if (!fflush(stdout) && !ferror(stdout) && !lost) return 0;
+        fprintf(stderr, "%s: cannot write to the standard output: %s\n", prog, strerror(lost ? ENOMEM : errno));
         return 1;
     }
     fflush(stdout);
@@ -230,7 +231,7 @@ int kv_cli_exit(const char *prog, kv_status st, const kv_error *err)
     const char *msg = err && err->msg[0] ? err->msg : "failed";
     fprintf(stderr, "%s: ", prog);
     kv_put_plain(stderr, msg, strlen(msg));
-    putc('\n', stderr);
+    fputs(lost && !strstr(msg, "memory") ? " (out of memory)\n" : "\n", stderr);
     if (st == KV_EMISUSE) fprintf(stderr, "try '%s --help'\n", prog);
     return st == KV_EMISUSE ? 2 : 1;
 }
@@ -322,26 +323,46 @@ void kv_progress_end(kv_progress *p)
 }
 
 /* --------------------------------------------------------------------------------------------- signals */
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t n_signal, enough = 1; /* `enough` of them interrupt, one more kills */
+static const char *stop_note;
 
 static void on_signal(int sig)
 {
-    (void)sig;
-    interrupted = 1;
+    int e = errno;
+    if (++n_signal >= enough) signal(sig, SIG_DFL);
+    if (n_signal == 1 && stop_note && isatty(STDERR_FILENO) && write(STDERR_FILENO, stop_note, strlen(stop_note)) < 0)
+        stop_note = NULL;
+    errno = e;
 }
 
-void kv_catch_signals(void)
+static void catch_signals(int before)
 {
-    /* RESETHAND: the second signal of a kind finds the default action and kills. */
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction a = {.sa_handler = on_signal};
     sigemptyset(&a.sa_mask);
+    enough = before;
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     /* A file-size limit then is a failed write with a message, not a death. */
     signal(SIGXFSZ, SIG_IGN);
 }
 
+void kv_catch_signals(void)
+{
+    catch_signals(1);
+}
+
+void kv_catch_signals_between(const char *note)
+{
+    stop_note = note;
+    catch_signals(2);
+}
+
 bool kv_interrupted(void)
 {
-    return interrupted;
+    return n_signal >= enough;
+}
+
+bool kv_stop_wanted(void)
+{
+    return n_signal > 0;
 }

@@ -55,5 +55,9 @@ void kv_progress_end(kv_progress *p); /* erases the line; NULL accepted */
 /* SIGINT/SIGTERM set a flag; long loops look at it and return KV_EINTERRUPTED. A second signal kills. */
 void kv_catch_signals(void);
 bool kv_interrupted(void);
+/* The same for work that is done piece by piece: the first signal asks to stop behind the piece under way (note, NULL
+ * allowed, then goes to the terminal), the second one interrupts, the third kills. */
+void kv_catch_signals_between(const char *note);
+bool kv_stop_wanted(void);
 
 #endif

@@ -149,6 +149,7 @@ typedef struct {
     uint64_t bad_bytes;  /* bytes that belong to nothing readable */
     uint64_t bad_chunks; /* chunks that are known to have been there and are not readable, metadata apart */
     bool finished;       /* there was a footer */
+    bool ended;          /* or the metadata that the writer puts last: no chunk can be missing behind the others */
 } kvt_damage;
 /* Everything readable of a damaged or unfinished trace, as a trace; KV_EFORMAT when there is no metadata or no chunk.
  */

@@ -207,6 +207,7 @@ out:
 typedef struct {
     json_t *o;
     const char *bad; /* first key that was wrong */
+    bool memory;     /* or there was none to hold it */
 } fields;
 
 static void wrong(fields *f, const char *key)
@@ -219,7 +220,10 @@ static char *take_string(fields *f, const char *key)
     json_t *v = json_object_get(f->o, key);
     char *s = NULL;
     if (!v) return NULL;
-    if (!json_is_string(v) || !(s = kv_format("%s", json_string_value(v)))) wrong(f, key);
+    if (!json_is_string(v))
+        wrong(f, key);
+    else if (!(s = kv_format("%s", json_string_value(v))))
+        f->memory = true;
     json_object_del(f->o, key);
     return s;
 }
@@ -267,7 +271,7 @@ static uint32_t *take_u32s(fields *f, const char *key, size_t max, uint32_t *n)
     json_t *a = take_array(f, key, max, true);
     uint32_t *v = NULL;
     *n = (uint32_t)json_array_size(a);
-    if (kv_array(&v, *n, sizeof *v, NULL)) wrong(f, key), *n = 0;
+    if (kv_array(&v, *n, sizeof *v, NULL)) f->memory = true, *n = 0;
     for (uint32_t i = 0; i < *n; i++)
         if (!to_u32(json_array_get(a, i), &v[i])) wrong(f, key);
     json_decref(a);
@@ -285,7 +289,7 @@ static void take_spans(fields *f, kv_trace_info *i)
     json_t *a = take_array(f, "evidence", SPANS_MAX, false);
     i->n_evidence = (uint32_t)json_array_size(a);
     if (i->n_evidence && kv_array(&i->evidence, i->n_evidence, sizeof *i->evidence, NULL))
-        wrong(f, "evidence"), i->n_evidence = 0;
+        f->memory = true, i->n_evidence = 0;
     for (uint32_t k = 0; k < i->n_evidence; k++) to_span(f, "evidence", json_array_get(a, k), &i->evidence[k]);
     json_decref(a);
     if ((a = take_array(f, "question", 2, false))) to_span(f, "question", a, &i->question);
@@ -297,7 +301,7 @@ static void take_inv_freq(fields *f, kv_trace_info *i)
     json_t *a = take_array(f, "inv_freq", KV_HEAD_DIM_MAX / 2, false);
     size_t n = json_array_size(a);
     if (a && n != (i->rope_dim ? i->rope_dim : i->head_dim) / 2) wrong(f, "inv_freq");
-    if (a && kv_array(&i->inv_freq, n, sizeof *i->inv_freq, NULL)) wrong(f, "inv_freq"), n = 0;
+    if (a && kv_array(&i->inv_freq, n, sizeof *i->inv_freq, NULL)) f->memory = true, n = 0;
     for (size_t j = 0; j < n; j++) {
         const json_t *v = json_array_get(a, j);
         double d = json_is_number(v) ? json_number_value(v) : NAN;
@@ -313,7 +317,7 @@ kv_status kvt_info_from_json(const char *json, size_t n, kv_trace_info *i, kv_er
     json_error_t je;
     char *dtype = NULL;
     uint32_t n_window;
-    fields f = {kv_json_load(json, n, JSON_REJECT_DUPLICATES, VALUES_MAX, &je), NULL};
+    fields f = {kv_json_load(json, n, JSON_REJECT_DUPLICATES, VALUES_MAX, &je), NULL, false};
     memset(i, 0, sizeof *i);
     if (!json_is_object(f.o)) {
         st = kv_fail(err, KV_EFORMAT, "bad metadata: %s", f.o ? "not a JSON object" : je.text);
@@ -338,18 +342,19 @@ kv_status kvt_info_from_json(const char *json, size_t n, kv_trace_info *i, kv_er
     i->post_norm_eps = take_float(&f, "post_norm_eps", 0), i->out_scale = take_float(&f, "out_scale", 0);
     if (i->head_dim <= KV_HEAD_DIM_MAX && i->rope_dim <= KV_HEAD_DIM_MAX) take_inv_freq(&f, i);
     take_spans(&f, i);
+    if (f.memory) goto memory;
     if (f.bad) {
         st = kv_fail(err, KV_EFORMAT, "bad metadata: '%s' is missing or not what it should be", f.bad);
         goto out;
     }
-    if (json_object_size(f.o) && !(i->extra = json_dumps(f.o, JSON_COMPACT))) {
-        st = kv_fail(err, KV_ENOMEM, "out of memory");
-        goto out;
-    }
+    if (json_object_size(f.o) && !(i->extra = json_dumps(f.o, JSON_COMPACT))) goto memory;
     st = kvt_check_info(i, err);
 out:
     free(dtype);
     json_decref(f.o);
     if (st) kv_trace_info_free(i);
     return st;
+memory:
+    st = kv_fail(err, KV_ENOMEM, "out of memory for the metadata");
+    goto out;
 }

@@ -45,18 +45,21 @@ static kv_status add(scan *s, const kvt_entry *e, kv_error *err)
     return KV_OK;
 }
 
-static bool payload_good(const kv_trace *t, const kvt_entry *e)
+/* Does the checksum hold? A payload that cannot be read (the disk says so) is not called damaged: try again. */
+static kv_status payload_good(const kv_trace *t, const kvt_entry *e, bool *good, kv_error *err)
 {
     uint8_t b[16384];
     uint64_t at = e->offset + kvt_header_bytes(e), left = e->stored;
     uint32_t crc = 0;
     while (left) {
         size_t n = left < sizeof b ? (size_t)left : sizeof b;
-        if (kvt_read_at(t, at, n, b, NULL)) return false;
+        kv_status st = kvt_read_at(t, at, n, b, err);
+        if (st) return st;
         crc = kv_crc32(crc, b, n);
         at += n, left -= n;
     }
-    return crc == e->crc;
+    *good = crc == e->crc;
+    return KV_OK;
 }
 
 static void seen(scan *s, const kvt_entry *e)
@@ -80,6 +83,7 @@ static void lost(scan *s, const kvt_entry *e)
 static bool take(scan *s, uint64_t at, size_t bytes, kvt_tag tag, uint64_t *next, kv_status *st, kv_error *err)
 {
     kvt_entry e = {0};
+    bool good = false;
     if (!kvt_sealed(s->buf, bytes, tag)) return false;
     *next = at + bytes;
     switch (tag) {
@@ -95,7 +99,8 @@ static bool take(scan *s, uint64_t at, size_t bytes, kvt_tag tag, uint64_t *next
             return true;
         }
         *next += e.stored;
-        if (payload_good(s->t, &e)) {
+        if ((*st = payload_good(s->t, &e, &good, err))) return true;
+        if (good) {
             s->covered += bytes + e.stored;
             *st = add(s, &e, err);
         } else {
@@ -161,7 +166,9 @@ static kv_status add_listed(scan *s, kv_error *err)
         uint64_t bytes = kvt_header_bytes(e) + e->stored;
         if (known || e->offset > t->size || bytes > t->size - e->offset || !kvt_stream(e->stream)) continue;
         seen(s, e);
-        if (!payload_good(t, e)) {
+        bool good = false;
+        if ((st = payload_good(t, e, &good, err))) break;
+        if (!good) {
             if (e->stream == KV_S_META) lost(s, e);
             continue;
         }
@@ -236,6 +243,9 @@ kv_status kvt_salvage(const char *path, kv_trace **out, kvt_damage *d, kv_error 
     for (uint32_t i = 0; i < s.n_bad_meta; i++) first_meta |= s.bad_meta[i] == 0;
     have = s.t->n + s.n_bad_meta + !first_meta; /* chunk 0 is metadata, even when nothing of it is left */
     if (want > have && want - have > d->bad_chunks) d->bad_chunks = want - have;
+    d->ended = d->finished;
+    for (size_t i = 0; i < s.t->n && want > 1; i++)
+        d->ended |= s.t->entry[i].stream == KV_S_META && s.t->entry[i].seq == want - 1;
     *out = s.t;
     s.t = NULL;
 out:

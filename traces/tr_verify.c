@@ -30,7 +30,7 @@ static kv_status run_verify(int argc, char **argv, int *code, kv_error *err)
         kvt_checked c = {0};
         kv_error why = {""};
         kv_status one = verify_one(rest.v[i], deep, &c, &why);
-        if (one == KV_EINTERRUPTED) {
+        if (one == KV_EINTERRUPTED || one == KV_ENOMEM) { /* says nothing about the trace */
             st = one;
             if (err) *err = why;
             break;
@@ -106,11 +106,7 @@ static kv_status run_recover(int argc, char **argv, int *code, kv_error *err)
         goto out;
     }
     bool ids = kv_trace_has(t, KV_S_TOKENS, 0, 0, 0, part.n_token);
-    /* a capture writes per-token NLL last: without it, and without a footer, the end is missing although all layers are
-     * there */
-    bool nll = d.finished || !t->info.model_sha256 || !strcmp(t->info.record, "tokens") ||
-               kv_trace_has(t, KV_S_NLL, 0, 0, 0, 1);
-    bool lost = d.bad_chunks || layers || tokens || !ids || !nll;
+    bool lost = d.bad_chunks || layers || tokens || !ids || !d.ended;
     printf("%s: %u of %u layers, %u of %u tokens, %" PRIu64 " chunks%s\n", kv_plain(rest.v[1]).s, part.n_layer,
            t->info.n_layer, part.n_token, t->info.n_token, c.chunks, lost ? "" : ", nothing lost");
     if (lost)

@@ -6,6 +6,7 @@
  * whose bytes are still on their way (kv_trace_put_from) is FULL at once; the compressor that takes it waits for them.
  * What stands in the file depends on the calls only, never on time or threads. */
 #include "traces/format.h"
+#include "traces/memtext.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -609,6 +610,8 @@ kv_status kv_trace_finish(kv_trace_writer *w, kv_error *err)
     /* A full disk may show only here; unlike commit, abandon leaves the partial for recover. */
     if (!st && w->file.partial && fsync(fileno(w->file.f)))
         st = kv_fail(err, KV_EIO, "cannot write trace '%s': %s", w->file.partial, strerror(errno));
+    if (!st && kv_text_lost())
+        st = kv_fail(err, KV_ENOMEM, "cannot write trace '%s': out of memory for its metadata", w->file.path);
     if (!st) {
         st = kv_outfile_commit(&w->file, err); /* removes the partial when the rename fails */
         release(w);
