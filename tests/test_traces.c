@@ -367,8 +367,9 @@ static void test_truncation(void)
     CHECKF(tried == len, "%zu", tried);
     /* recovery at every frame boundary and one byte beside it */
     for (size_t i = 0; i < t->n; i++) {
-        size_t ends[2] = {t->entry[i].offset, t->entry[i].offset + kvt_header_bytes(&t->entry[i])};
-        for (int k = 0; k < 6; k++) codes[recover_image(b, ends[k / 3] + (size_t)(k % 3) - 1, n)]++;
+        size_t ends[3] = {t->entry[i].offset, t->entry[i].offset + kvt_header_bytes(&t->entry[i])};
+        ends[2] = ends[1] + t->entry[i].stored;
+        for (int k = 0; k < 9; k++) codes[recover_image(b, ends[k / 3] + (size_t)(k % 3) - 1, n)]++;
     }
     CHECKF(codes[0] > 0 && codes[1] > 0 && codes[3] > 0, "%d whole, %d nothing, %d in part", codes[0], codes[1],
            codes[3]);
