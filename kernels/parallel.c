@@ -1,5 +1,6 @@
 /* parallel.c - threads that take numbered tasks from a counter until none is left. */
 #include "kernels/parallel.h"
+#include "kernels/blas.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -28,6 +29,7 @@ void kv_parallel(size_t n, uint32_t threads, void (*fn)(void *ctx, size_t i), vo
 {
     if (threads > n) threads = (uint32_t)n;
     if (threads > THREADS_MAX) threads = THREADS_MAX;
+    if (threads > 1) threads = kv_blas_room(threads);
     pthread_t *tid = threads > 1 ? malloc((threads - 1) * sizeof *tid) : NULL;
     if (!tid) {
         for (size_t i = 0; i < n; i++) fn(ctx, i);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "kernels/blas.h"
 #include "kernels/parallel.h"
 #include "sim/bounds.h"
 #include "sim/closed.h"
@@ -62,6 +63,7 @@ typedef struct {
     kv_closed_device device;
     bool generate;
     uint32_t jobs, shard_i, shard_n;
+    uint32_t layers; /* of the trace under way: no more than so many threads have work */
     kv_metric_set wanted;
     uint64_t mem_limit;
     int detail;
@@ -112,23 +114,27 @@ static kv_status resolve(options *o, kv_error *err)
 }
 
 /* What decides the numbers, and the budget's label: "5%" and "16" may be the same tokens, and are two rows. */
-static void run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget *b,
-                   const kv_budget_resolved *c, char out[33])
+static kv_status run_id(const kv_scene *sc, const kv_spec *s, const char *cut, const kv_budget *b,
+                        const kv_budget_resolved *c, char out[33], kv_error *err)
 {
     char hex[65],
         *text = kv_format("kvtrace run 1\n%s\n%s\n%s\n%s\n%u\n%.17g\n%u\n", kv_trace_content_sha256(sc->trace),
                           s->canonical, cut, b->text, c->tokens, c->real, sc->n_row);
     kv_sha256 h;
+    kv_status st = text ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory");
     kv_sha256_init(&h);
-    kv_sha256_update(&h, text ? text : "", text ? strlen(text) : 0);
+    if (!st) kv_sha256_update(&h, text, strlen(text));
     const char *const files[] = {s->file, s->importance, s->mean_file, s->cov_file};
-    for (int i = 0; i < 4; i++) { /* what the files hold, not only their names */
+    for (int i = 0; i < 4 && !st; i++) { /* what the files hold, not only their names */
         char sum[65];
-        if (files[i] && !kv_sha256_file(files[i], sum, NULL)) kv_sha256_update(&h, sum, 64);
+        if (!files[i]) continue;
+        st = kv_sha256_file(files[i], sum, err);
+        kv_sha256_update(&h, sum, strlen(sum));
     }
     kv_sha256_hex(&h, hex);
     snprintf(out, 33, "%.32s", hex);
     free(text);
+    return st;
 }
 
 /* Shards split by (trace, ranking), so that policies that share a ranking stay together. */
@@ -220,7 +226,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     char(*id)[33] = NULL;
     uint32_t *number = NULL;
     kv_tie_count *tie = NULL;
-    size_t n_spec = 0, n_point = 0, room = o->rq.n_spec * o->rq.n_budget;
+    size_t n_old = 0, n_spec = 0, n_point = 0, room = o->rq.n_spec * o->rq.n_budget;
     kv_progress *bar = NULL;
     struct timespec t0, t1;
     bool open = false;
@@ -230,6 +236,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     clock_gettime(CLOCK_MONOTONIC, &t0);
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
+    o->layers = sc.n_evict;
     sc.n_asked = room, sc.mem_limit = o->mem_limit;
     sc.wanted = o->wanted | (o->detail >= KV_DETAIL_STEP ? KV_M_STEPS : 0);
     if (!st) st = kv_array(&spec, o->rq.n_spec, sizeof *spec, err);
@@ -243,12 +250,12 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
                 .spec = n_spec,
                 .budget = b,
                 .c = kv_budget_resolve(&o->rq.budget[b], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
-            bool has;
+            bool has = false;
             p.nominal = p.c.tokens;
-            run_id(&sc, &o->rq.spec[i], o->rq.cut, &o->rq.budget[b], &p.c, id[n_point]);
-            st = kv_results_has(db, id[n_point], o->detail, o->wanted, &has, err);
+            st = run_id(&sc, &o->rq.spec[i], o->rq.cut, &o->rq.budget[b], &p.c, id[n_point], err);
+            if (!st) st = kv_results_has(db, id[n_point], o->detail, o->wanted, &has, err);
             if (has)
-                o->n_old++;
+                n_old++;
             else
                 point[n_point++] = p, used = true;
         }
@@ -354,7 +361,6 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         kv_corner_free(&corner), free(oracle), free(class);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
-    if (!st) o->n_new += n_point;
     if (!st) st = twins(&plan, point, n_point, path, err);
     if (!st && !rp.layer_error && (o->wanted >> KV_M_LAYER_ERROR & 1))
         fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", kv_plain(path).s);
@@ -365,6 +371,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         fprintf(stderr, "kv-sim: '%s' marks no evidence before the cut: evidence metrics are left out\n",
                 kv_plain(path).s);
 out:
+    if (!st) o->n_new += n_point, o->n_old += n_old;
     kv_progress_end(bar);
     if (open) kv_results_rollback(db);
     for (size_t i = 0; i < n_point; i++) free(point[i].counts);
@@ -390,6 +397,17 @@ static kv_status look(const char *path, const options *o, kv_error *err)
     kv_scene_close(&sc);
     kv_trace_close(t);
     return st;
+}
+
+/* Every thread holds a layer: where memory was too short, half as many hold half as much. Nothing of the trace has been
+ * stored yet, and results do not depend on the number of threads. */
+static bool fewer_jobs(options *o, const char *path)
+{
+    uint32_t had = o->layers && o->layers < o->jobs ? o->layers : o->jobs;
+    if (had < 2) return false;
+    o->jobs = had / 2;
+    fprintf(stderr, "kv-sim: note: out of memory for '%s' with -j %u: goes on with -j %u\n", path, had, o->jobs);
+    return true;
 }
 
 kv_status kv_sim_run(int argc, char **argv, kv_error *err)
@@ -429,9 +447,15 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     if (o.mem_limit) mallopt(M_MMAP_THRESHOLD, 256 << 10); /* what is freed goes back to the system at once */
 #endif
     if (!st) st = kv_results_open(o.db, &db, err);
-    kv_catch_signals();
+    uint32_t room = st ? o.jobs : kv_blas_room(o.jobs);
+    if (room < o.jobs) {
+        fprintf(stderr, "kv-sim: note: not enough address space for -j %u: goes on with -j %u\n", o.jobs, room);
+        o.jobs = room;
+    }
+    kv_catch_signals_between("\r\033[Kkv-sim: stops behind this trace (Ctrl-C again: at once)\n");
     for (size_t i = 0; i < rest.n && !st; i++) {
-        st = run_trace(&o, db, rest.v[i], err);
+        st = kv_stop_wanted() ? KV_EINTERRUPTED : run_trace(&o, db, rest.v[i], err);
+        while (st == KV_ENOMEM && fewer_jobs(&o, rest.v[i])) st = run_trace(&o, db, rest.v[i], err);
         if (st == KV_EINTERRUPTED)
             st = kv_fail(err, KV_EINTERRUPTED,
                          "interrupted; %zu new runs are stored in '%s', the same command goes on from there", o.n_new,
