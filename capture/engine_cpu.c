@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "kernels/blas.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "traces/cli.h"
@@ -234,6 +235,7 @@ kv_status kv_engine_open_cpu(const kv_model *m, const kv_engine_options *o, kv_e
     *out = NULL;
     if (o->dtype != KV_F32 && o->dtype != KV_F16 && o->dtype != KV_BF16)
         return kv_fail(err, KV_EMISUSE, "cannot run in dtype '%s': use f32, f16 or bf16", kv_dtype_name(o->dtype));
+    if (!kv_blas_room(1)) return kv_fail(err, KV_ENOMEM, "out of memory: OpenBLAS needs 128 MiB of address space");
     if (!m->tok_embd.f32)
         return kv_fail(err, KV_EMISUSE, "cannot run '%s' on the CPU: it was opened without its weights", d->name);
     if (m->pos_embd.rows && o->capacity > m->pos_embd.rows)

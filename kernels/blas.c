@@ -28,7 +28,7 @@ __attribute__((weak)) void blas_memory_free(void *buffer);
 enum { BUFFERS_MAX = 64 }; /* with more of them than it was built for it grows its table, and says so */
 
 static pthread_mutex_t room_lock = PTHREAD_MUTEX_INITIALIZER;
-static atomic_uint room = 1; /* it makes one when it is loaded */
+static atomic_uint room;
 
 static bool address_space(size_t n)
 {
@@ -44,7 +44,7 @@ uint32_t kv_blas_room(uint32_t threads)
     pthread_mutex_lock(&room_lock);
     have = atomic_load(&room);
     more = have < want ? want - have : 0;
-    while (more && !address_space(2 * more * BUFFER)) more--;
+    while (more && !address_space((have + more > 1 ? 2 : 1) * more * BUFFER)) more--;
     void *buffer[BUFFERS_MAX];
     for (uint32_t i = 0; i < (more ? have + more : 0); i++) buffer[i] = blas_memory_alloc(0);
     for (uint32_t i = 0; i < (more ? have + more : 0); i++) blas_memory_free(buffer[i]);

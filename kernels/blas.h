@@ -16,8 +16,8 @@ void kv_sgemm_nn(size_t m, size_t n, size_t k, float alpha, const float *a, size
                  float beta, float *c, size_t ldc);
 
 /* Address space for so many threads inside OpenBLAS at a time, held from now on: it takes 128 MiB for each and tries
- * for ever where there is none (`ulimit -v`). Returns for how many there is, at least 1 and at most `threads`, while as
- * much again stays free for everything else. Any thread may call it. */
+ * for ever where there is none (`ulimit -v`). Returns for how many there is, 0 to `threads`; with two and more as much
+ * again is left to everything else. Any thread may call it. */
 uint32_t kv_blas_room(uint32_t threads);
 
 /* For callers of other functions of OpenBLAS: it leaves threads to us from now on. */

@@ -29,7 +29,7 @@ void kv_parallel(size_t n, uint32_t threads, void (*fn)(void *ctx, size_t i), vo
 {
     if (threads > n) threads = (uint32_t)n;
     if (threads > THREADS_MAX) threads = THREADS_MAX;
-    if (threads > 1) threads = kv_blas_room(threads);
+    if (threads > 1) threads = kv_blas_room(threads); /* 0: the caller's own, as 1 */
     pthread_t *tid = threads > 1 ? malloc((threads - 1) * sizeof *tid) : NULL;
     if (!tid) {
         for (size_t i = 0; i < n; i++) fn(ctx, i);

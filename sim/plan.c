@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "kernels/blas.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "sim/dmath.h"
@@ -295,6 +296,7 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
     job j = {.plan = p};
     bool work = false;
     *p = (kv_plan){.scene = scene, .n_spec = n_spec, .spec = spec};
+    if (!kv_blas_room(1)) return kv_fail(err, KV_ENOMEM, "out of memory: OpenBLAS needs 128 MiB of address space");
     st = kv_array(&p->ranking_of, n_spec, sizeof *p->ranking_of, err);
     if (!st) st = kv_array(&p->ranking, 3 * n_spec, sizeof *p->ranking, err);
     if (!st) st = kv_array(&p->count_of, n_spec, sizeof *p->count_of, err);
