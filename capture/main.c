@@ -35,6 +35,7 @@ static const char help[] =
     "      --tokens T.json     JSON array of ids, used as given; --prompt-tokens N: the rest is the continuation\n"
     "                          or random:N[:SEED]: ids at random\n"
     "      --prompts P.jsonl   a prompt set, a trace for each; finished ones are skipped; --only ID,.. picks some\n"
+    "      --shard I/N         the I-th of N parts of the prompt set, for arrays of jobs, into one folder\n"
     "      --special           parse special tokens in the text\n"
     "      --chat NAME         the prompt as a user's turn in the chat template of a family: auto (the model's), "
     "chatml,\n"
@@ -69,7 +70,7 @@ static const char help[] =
 
 typedef struct {
     const char *model, *output, *text, *file, *tokens, *prompts, *only;
-    const char *chat, *record, *maps, *dtype, *wo, *layers, *backend, *logits, *logits_rows;
+    const char *chat, *record, *maps, *dtype, *wo, *layers, *backend, *logits, *logits_rows, *shard;
     uint32_t prompt_tokens, decode, gpus, threads;
     uint64_t max_bytes;
     bool special, dry_run, json;
@@ -143,7 +144,7 @@ static kv_status parse_request(const options *o, request *r, kv_error *err)
     kv_capture_request *q = &r->q;
     kv_status st;
 
-    q->wo = o->wo, q->logits = o->logits, q->wo_sha256 = r->wo_sha256;
+    q->wo = o->wo, q->shard = o->shard, q->logits = o->logits, q->wo_sha256 = r->wo_sha256;
     q->threads = o->threads ? o->threads : kv_cpu_count();
     if (!kv_record_parse(o->record, &q->level))
         return kv_fail(err, KV_EMISUSE, "--record '%s': use qkv, obs, stats or tokens", o->record);
@@ -201,8 +202,8 @@ static kv_status single_prompt(const options *o, kv_prompts *set, kv_error *err)
     return KV_OK;
 }
 
-/* keep[i] = prompt i is wanted: all, or those named in --only. */
-static kv_status pick(const kv_prompts *set, const char *only, bool *keep, kv_error *err)
+/* keep[i] = prompt i is wanted: all, or those named in --only; of these every N-th with --shard. */
+static kv_status pick(const kv_prompts *set, const char *only, const char *shard, bool *keep, kv_error *err)
 {
     char *text = kv_format("%s", only ? only : ""), *save = NULL;
     const char **name = NULL;
@@ -222,6 +223,11 @@ static kv_status pick(const kv_prompts *set, const char *only, bool *keep, kv_er
                      near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
         break;
     }
+    uint32_t part = 0, parts = 1;
+    size_t nth = 0;
+    if (!st && shard) st = kv_parse_shard(shard, &part, &parts, err);
+    for (size_t i = 0; i < set->n && !st; i++)
+        if (keep[i]) keep[i] = nth++ % parts == part;
     if (!st && only && !named) st = kv_fail(err, KV_EMISUSE, "--only '%s' names nothing", only);
     free(text), free(name);
     return st;
@@ -438,6 +444,7 @@ static kv_status check_options(const options *o, const kv_list *rest, kv_error *
         return kv_fail(err, KV_EMISUSE, "%s: give one of --text, --file, --tokens, --prompts",
                        inputs ? "more than one input" : "nothing to run");
     if (!o->output && !o->dry_run) return kv_fail(err, KV_EMISUSE, "no output: give -o FILE or -o FOLDER");
+    if (o->shard && !o->prompts) return kv_fail(err, KV_EMISUSE, "--shard needs --prompts");
     if (o->only && !o->prompts) return kv_fail(err, KV_EMISUSE, "--only needs --prompts");
     if (o->prompt_tokens && !o->tokens) return kv_fail(err, KV_EMISUSE, "--prompt-tokens needs --tokens");
     if (o->chat && o->tokens) return kv_fail(err, KV_EMISUSE, "--chat is for text, not for --tokens");
@@ -452,7 +459,8 @@ static kv_status prepare(batch *b, kv_error *err)
     struct stat sb;
     kv_status st = o->prompts ? kv_prompts_read(o->prompts, &b->set, err) : single_prompt(o, &b->set, err);
 
-    if (st || (st = kv_array(&b->keep, b->set.n, sizeof *b->keep, err)) || (st = pick(&b->set, o->only, b->keep, err)))
+    if (st || (st = kv_array(&b->keep, b->set.n, sizeof *b->keep, err)) ||
+        (st = pick(&b->set, o->only, o->shard, b->keep, err)))
         return st;
     for (size_t i = 0; i < b->set.n; i++) {
         if (!b->keep[i]) continue;
@@ -681,6 +689,7 @@ int main(int argc, char **argv)
                            {"prompt-tokens", 0, KV_OPT_U32, &o.prompt_tokens},
                            {"prompts", 0, KV_OPT_STR, &o.prompts},
                            {"only", 0, KV_OPT_STR, &o.only},
+                           {"shard", 0, KV_OPT_STR, &o.shard},
                            {"special", 0, KV_OPT_FLAG, &o.special},
                            {"chat", 0, KV_OPT_STR, &o.chat},
                            {"decode", 0, KV_OPT_U32, &o.decode},

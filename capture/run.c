@@ -401,7 +401,7 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
     if (p->wo_side && (st = name_wo(p, m, q, err))) goto out;
     if ((st = kv_trace_create(path, &p->info, provenance, q->threads, &s.w, err))) goto out;
     if (p->wo_side && (st = kv_wo_provide(m, p->info.n_layer, p->info.layer, q->dtype, p->info.wo_sha256, path,
-                                          strcmp(q->wo, "auto") ? q->wo : NULL, q->threads, err)))
+                                          strcmp(q->wo, "auto") ? q->wo : NULL, q->shard, q->threads, err)))
         goto out;
     if ((st = put_u32(s.w, KV_S_TOKENS, j->token, 0, known, err)) || (!j->n_greedy && (st = put_text(s.w, j, err))))
         goto out;

@@ -11,6 +11,7 @@ typedef struct {
     bool map_full;
     kv_dtype dtype;
     const char *wo;        /* "auto", "embed", "none", or the path of a side file to share between folders */
+    const char *shard;     /* I/N where other processes may write into the same folder, or NULL */
     const uint32_t *layer; /* [n_layer] ascending; NULL = all */
     uint32_t n_layer;
     uint32_t threads;

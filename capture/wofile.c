@@ -90,8 +90,22 @@ static kv_status is_side(const char *path, const char *sha, bool *is, kv_error *
     return st == KV_ENOMEM ? st : KV_OK;
 }
 
+/* Shards that find it missing at the same time each write a file of their own, and the last one to finish replaces the
+ * equal file of another. */
+static kv_status place_side(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
+                            const char *path, const char *shard, uint32_t threads, kv_error *err)
+{
+    if (!shard) return write_side(m, n_layer, layer, dtype, sha, path, threads, err);
+    char *own = kv_format("%s.%.*s", path, (int)strcspn(shard, "/"), shard);
+    kv_status st = own ? write_side(m, n_layer, layer, dtype, sha, own, threads, err)
+                       : kv_fail(err, KV_ENOMEM, "out of memory for a path");
+    if (!st && rename(own, path)) st = kv_fail(err, KV_EIO, "cannot write '%s': %s", path, strerror(errno));
+    free(own);
+    return st;
+}
+
 kv_status kv_wo_provide(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
-                        const char *trace_path, const char *file, uint32_t threads, kv_error *err)
+                        const char *trace_path, const char *file, const char *shard, uint32_t threads, kv_error *err)
 {
     char *beside = kv_wo_path(trace_path, sha), *target = NULL;
     kv_status st = beside ? KV_OK : kv_fail(err, KV_ENOMEM, "out of memory for a path");
@@ -99,11 +113,11 @@ kv_status kv_wo_provide(const kv_model *m, uint32_t n_layer, const uint32_t *lay
     bool there = false;
     if (st || (st = is_side(beside, sha, &there, err)) || there) goto out;
     if (!file) {
-        st = write_side(m, n_layer, layer, dtype, sha, beside, threads, err);
+        st = place_side(m, n_layer, layer, dtype, sha, beside, shard, threads, err);
         goto out;
     }
     if ((st = is_side(file, sha, &there, err)) ||
-        (!there && (st = write_side(m, n_layer, layer, dtype, sha, file, threads, err))))
+        (!there && (st = place_side(m, n_layer, layer, dtype, sha, file, shard, threads, err))))
         goto out;
     if (!(target = realpath(file, NULL)))
         st = kv_fail(err, KV_EIO, "cannot find '%s': %s", file, strerror(errno));

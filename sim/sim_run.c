@@ -101,16 +101,7 @@ static kv_status resolve(options *o, kv_error *err)
         snprintf(x->text + n, sizeof x->text - n, " matched");
     }
     o->shard_n = 1;
-    if (o->shard) {
-        const char *slash = strchr(o->shard, '/');
-        char first[16];
-        uint64_t i, n;
-        snprintf(first, sizeof first, "%.*s", slash ? (int)(slash - o->shard) : 0, o->shard);
-        if (!slash || !kv_parse_u64(first, &i) || !kv_parse_u64(slash + 1, &n) || i < 1 || i > n || n > 1000000)
-            return kv_fail(err, KV_EMISUSE, "--shard '%s': want I/N with 1 <= I <= N", o->shard);
-        o->shard_i = (uint32_t)i - 1, o->shard_n = (uint32_t)n;
-    }
-    return KV_OK;
+    return o->shard ? kv_parse_shard(o->shard, &o->shard_i, &o->shard_n, err) : KV_OK;
 }
 
 /* What decides the numbers, and the budget's label: "5%" and "16" may be the same tokens, and are two rows. */
@@ -448,7 +439,8 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
 #endif
     if (!st) st = kv_results_open(o.db, &db, err);
     uint32_t room = st ? o.jobs : kv_blas_room(o.jobs);
-    if (room && room < o.jobs) {
+    if (!room) st = kv_fail(err, KV_ENOMEM, "out of memory: OpenBLAS needs 128 MiB of address space");
+    if (!st && room < o.jobs) {
         fprintf(stderr, "kv-sim: note: not enough address space for -j %u: goes on with -j %u\n", o.jobs, room);
         o.jobs = room;
     }

@@ -81,6 +81,19 @@ bool kv_parse_bytes(const char *s, uint64_t *out)
     return *out = (uint64_t)(v * f), true;
 }
 
+kv_status kv_parse_shard(const char *s, uint32_t *i, uint32_t *n, kv_error *err)
+{
+    const char *slash = strchr(s, '/');
+    char first[16];
+    uint64_t part, parts;
+    snprintf(first, sizeof first, "%.*s", slash ? (int)(slash - s) : 0, s);
+    if (!slash || !kv_parse_u64(first, &part) || !kv_parse_u64(slash + 1, &parts) || part < 1 || part > parts ||
+        parts > 1000000)
+        return kv_fail(err, KV_EMISUSE, "--shard '%s': want I/N with 1 <= I <= N", s);
+    *i = (uint32_t)part - 1, *n = (uint32_t)parts;
+    return KV_OK;
+}
+
 static size_t edit_distance(const char *a, const char *b)
 {
     size_t row[65], na = strlen(a), nb = strlen(b);

@@ -42,6 +42,8 @@ const char *kv_build_id(void); /* commit, compiler, CUDA or not: one token per f
 bool kv_parse_u64(const char *s, uint64_t *out);
 bool kv_parse_f64(const char *s, double *out); /* finite, locale-free */
 bool kv_parse_bytes(const char *s, uint64_t *out);
+/* "I/N" of --shard, 1 <= I <= N <= 1000000: *i counts from 0. KV_EMISUSE. */
+kv_status kv_parse_shard(const char *s, uint32_t *i, uint32_t *n, kv_error *err);
 /* The nearest of names[0..n) to `s` by edit distance, or NULL when nothing is near. */
 const char *kv_nearest(const char *s, const char *const *names, size_t n);
 

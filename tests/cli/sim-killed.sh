@@ -46,6 +46,31 @@ for signal in KILL INT; do
     check "$signal: the next run completes it" cmp whole.txt after.txt
 done
 
+# Ctrl-C finishes the trace under way: of a sweep over one trace everything; a second one stops it at once.
+kv-trace synth --layers 8 --q-heads 8 --kv-heads 8 --head-dim 64 --tokens 1500 --prompt-tokens 1300 -o long.kvt
+single='kv-sim run long.kvt -p snapkv,h2o,cake -b 5%,20% -j 1'
+ok $single --db long.db
+python3 "$CLI/dump.py" long.db >long.txt
+for times in 1 2; do
+    rm -f once.db*
+    $single --db once.db 2>.err &
+    pid=$!
+    while [ "$(bytes once.db)" -eq 0 ] && kill -0 $pid 2>/dev/null; do sleep 0.01; done
+    sleep 0.1
+    kill -INT $pid
+    if [ $times = 2 ]; then sleep 0.1 && kill -INT $pid 2>/dev/null; fi
+    wait $pid
+    rc=$?
+    if [ $times = 1 ]; then
+        check 'Ctrl-C: the trace under way is finished' test $rc -eq 0
+        python3 "$CLI/dump.py" once.db >once.txt
+        check 'and whole' cmp long.txt once.txt
+    else
+        check 'Ctrl-C twice: exit 1' test $rc -eq 1
+        no_runs once.db
+    fi
+done
+
 # Killed while it writes: SQLite's journal is left, and whoever opens the database next undoes what is half done.
 torn() {
     cp whole.db torn.db

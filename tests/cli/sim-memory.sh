@@ -27,3 +27,19 @@ check 'and the numbers are the same' cmp free.txt tight.txt
 refused 2 'mem-limit 30MiB: ' $run --mem-limit 30MiB --db called_out.db
 check 'it says how much would do' grep -q 'give at least [0-9]*MiB' .err
 ok $run --mem-limit "$(sed -n 's/.*give at least \([0-9]*MiB\).*/\1/p' .err)" -b 5% --db said.db
+
+# Less memory than -j would take: fewer threads, with a message, and the same numbers. OpenBLAS alone wants 128 MiB a thread.
+run="kv-sim run big.kvt -p snapkv,h2o -b 5%,20%"
+ok $run --db plenty.db
+(ulimit -v 1500000 && exec $run -j 16 --db scarce.db) >.out 2>.err
+check 'short of address space: it goes on' test $? -eq 0
+check 'with fewer threads, and says so' grep -q '^kv-sim: note: .*address space for -j 16: goes on with -j [1-9]*$' .err
+for x in plenty scarce; do python3 "$CLI/dump.py" $x.db >$x.txt; done
+check 'and the numbers are the same' cmp plenty.txt scarce.txt
+for limit in 200000 250000 300000 350000; do
+    (ulimit -v $limit && exec kv-sim metrics) >.out 2>.err || continue # the libraries do not fit
+    rm -f tiny.db
+    (ulimit -v $limit && exec timeout -s KILL 60 $run -j 16 --db tiny.db) >.out 2>.err
+    rc=$?
+    check "with $limit KiB: done, or one line" test $rc -eq 0 -o "$rc/$(grep -vc ': note:' .err)" = 1/1
+done
