@@ -94,7 +94,7 @@ kv_status kv_db_open(const char *path, kv_db **out, kv_error *err)
     }
     sqlite3_db_config(db->h, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
     sqlite3_db_config(db->h, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
-    sqlite3_hard_heap_limit64(KV_DB_MEMORY); /* of all databases of this process */
+    sqlite3_limit(db->h, SQLITE_LIMIT_LENGTH, KV_DB_TEXT_MAX);
     sqlite3_busy_timeout(db->h, BUSY_MS);
     sqlite3_progress_handler(db->h, 20000, stop_on_signal, NULL);
     if (sqlite3_exec(db->h, "PRAGMA application_id", NULL, NULL, NULL) == SQLITE_READONLY) undo_killed_write(name);

@@ -10,7 +10,7 @@
 
 #define KV_DB_APPLICATION 0x4b565452 /* sim/schema.sql */
 #define KV_DB_VERSION     3
-#define KV_DB_MEMORY      (1 << 30) /* bytes SQLite may take for somebody else's schema */
+#define KV_DB_TEXT_MAX    (16 << 20) /* bytes of a value, whatever a view of somebody else's makes of it */
 
 typedef struct kv_db kv_db;
 
