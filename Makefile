@@ -69,7 +69,7 @@ $(OBJ)/%.c.o: %.c
 	$(call say,cc $<)$(CC) $(CFLAGS) $(if $(filter kernels/%,$<),-O3) $(CPPFLAGS) $(KFLAGS) -MMD -MP $(PKGCFLAGS) -c $< -o $@
 $(OBJ)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
+	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) $(if $(filter kernels/exact.cu,$<),-fmad=false) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
 # Code for Hopper's own instructions runs on compute capability 9.0 alone; the program picks these kernels there.
 $(OBJ)/%_sm90.cu.o: %_sm90.cu
 	@mkdir -p $(@D)

@@ -119,6 +119,27 @@ bool kv_project_l1_ref(size_t n_row, size_t n_in, size_t n_out, const float *x, 
                        double *norm);
 bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm);
 
+/* EXACT. Scores from attention. Rows of a window: out[i] = the sum, mean, mean + gamma var (divisor n_row - 1) or
+ * largest of p[r][i], n_row rows of n at stride ld, in double, rows ascending; sum and var [n] are scratch. */
+typedef enum { KV_ROWS_SUM, KV_ROWS_MEAN, KV_ROWS_MEAN_VAR, KV_ROWS_MAX } kv_row_reduce;
+void kv_reduce_rows(kv_row_reduce how, double gamma, size_t n_row, size_t n, const float *p, size_t ld, double *sum,
+                    double *var, float *out);
+/* EXACT. x[0..n) smoothed in place over `kernel` positions; tmp [n]. AVG divides by the kernel also at the ends (torch
+ * counts the zero padding); MAX takes the neighbours there are. */
+typedef enum { KV_POOL_NONE, KV_POOL_AVG, KV_POOL_MAX } kv_pooling;
+void kv_pool(kv_pooling pooling, size_t kernel, size_t n, float *x, float *tmp);
+/* EXACT. From query heads (n of each, rows of per_head at stride ld; overwritten) to units (rows of score at ld):
+ * smoothing, and over the heads of a unit (NONE: a unit is one head; ALL: every unit is the mean over all heads), which
+ * of them first by pool_first. tmp [n]. */
+typedef enum { KV_GROUP_NONE, KV_GROUP_MEAN, KV_GROUP_MAX, KV_GROUP_SUM, KV_GROUP_ALL } kv_group_reduce;
+typedef struct {
+    size_t n_q_head, n_unit, kernel;
+    kv_group_reduce reduce;
+    kv_pooling pooling;
+    bool pool_first;
+} kv_grouping;
+void kv_group_heads(const kv_grouping *g, size_t n, size_t ld, float *per_head, float *score, float *tmp);
+
 /* EXACT. -sum a ln(a + eps) for a >= 0, eps > 0; products in double, lane i mod 8, reduced as in kv_probs; ln is
  * kv_logd of math.h. */
 double kv_entropy_ref(size_t n, const float *a, double eps);
@@ -127,6 +148,9 @@ double kv_entropy(size_t n, const float *a, double eps);
  * element divided), sq[i] = sum of (p - mean[i])^2. */
 void kv_column_spread_ref(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq);
 void kv_column_spread(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq);
+/* EXACT. Sum of n doubles: eight lanes (as in kv_probs) in each block of KV_SUM_BLOCK, blocks in order. */
+enum { KV_SUM_BLOCK = 1024 };
+double kv_sum_blocks(size_t n, const double *x);
 /* EXACT. Sum of (a - b)^2, differences in float, squares in double lanes; diff NULL or [n] gets a - b. */
 double kv_diff_squares_ref(size_t n, const float *a, const float *b, float *diff);
 double kv_diff_squares(size_t n, const float *a, const float *b, float *diff);

@@ -10,13 +10,21 @@
 #include "kernels/kernels.h"
 
 #include <float.h>
+#include <math.h>
 #include <string.h>
 
 #if FLT_EVAL_METHOD != 0 || defined(__FAST_MATH__)
 #error "EXACT kernels need float arithmetic in float (on 32-bit x86: -msse2 -mfpmath=sse) and no -ffast-math"
 #endif
 
+/* The same source serves a device, in files compiled without contraction (exact.cu). */
+#ifdef __CUDACC__
+#define KV_INLINE static __host__ __device__ __forceinline__
+#define KV_FMAF   fmaf
+#else
 #define KV_INLINE static inline __attribute__((always_inline))
+#define KV_FMAF   __builtin_fmaf
+#endif
 
 KV_INLINE uint32_t kv_float_bits(float x)
 {
@@ -36,18 +44,18 @@ KV_INLINE float kv_bits_float(uint32_t u)
 KV_INLINE float kv_expf(float x)
 {
     const float shift = 12582912.f; /* 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits */
-    float t = __builtin_fmaf(x, 1.44269504f, shift);
+    float t = KV_FMAF(x, 1.44269504f, shift);
     uint32_t n = kv_float_bits(t) << 23;
     float nf = t - shift;
-    float r = __builtin_fmaf(nf, -0.693145752f, x); /* ln 2 in two parts, the first with few bits */
-    r = __builtin_fmaf(nf, -1.42860677e-6f, r);
+    float r = KV_FMAF(nf, -0.693145752f, x); /* ln 2 in two parts, the first with few bits */
+    r = KV_FMAF(nf, -1.42860677e-6f, r);
     float p = 1.38144672e-3f;
-    p = __builtin_fmaf(p, r, 8.36878084e-3f);
-    p = __builtin_fmaf(p, r, 4.16683927e-2f);
-    p = __builtin_fmaf(p, r, 1.66665196e-1f);
-    p = __builtin_fmaf(p, r, 4.99999940e-1f);
-    p = __builtin_fmaf(p, r, 1.f);
-    p = __builtin_fmaf(p, r, 1.f);
+    p = KV_FMAF(p, r, 8.36878084e-3f);
+    p = KV_FMAF(p, r, 4.16683927e-2f);
+    p = KV_FMAF(p, r, 1.66665196e-1f);
+    p = KV_FMAF(p, r, 4.99999940e-1f);
+    p = KV_FMAF(p, r, 1.f);
+    p = KV_FMAF(p, r, 1.f);
     /* Special cases by masks: given a choice, gcc branches around the polynomial and vectorises nothing. */
     uint32_t y = kv_float_bits(p) + n;
     uint32_t low = -(uint32_t)(x < -87.f), high = -(uint32_t)(x > 88.7228317f), nan = -(uint32_t)(x != x);
@@ -59,11 +67,11 @@ KV_INLINE float kv_tanhf(float x)
 {
     float a = kv_bits_float(kv_float_bits(x) & 0x7fffffffu), z = x * x;
     float p = -5.70498872745e-3f;
-    p = __builtin_fmaf(p, z, 2.06390887954e-2f);
-    p = __builtin_fmaf(p, z, -5.37397155531e-2f);
-    p = __builtin_fmaf(p, z, 1.33314422036e-1f);
-    p = __builtin_fmaf(p, z, -3.33332819422e-1f);
-    float small = __builtin_fmaf(p * z, x, x);
+    p = KV_FMAF(p, z, 2.06390887954e-2f);
+    p = KV_FMAF(p, z, -5.37397155531e-2f);
+    p = KV_FMAF(p, z, 1.33314422036e-1f);
+    p = KV_FMAF(p, z, -3.33332819422e-1f);
+    float small = KV_FMAF(p * z, x, x);
     float big = 1.f - 2.f / (kv_expf(2.f * a) + 1.f);
     big = kv_bits_float(kv_float_bits(big) | (kv_float_bits(x) & 0x80000000u));
     uint32_t near = -(uint32_t)(a < 0.625f);
@@ -80,7 +88,7 @@ KV_INLINE float kv_cap(float score, float softcap)
 KV_INLINE float kv_score(const kv_attn_shape *s, const float *q, const float *k)
 {
     float dot = 0;
-    for (size_t i = 0; i < s->d; i++) dot = __builtin_fmaf(q[i], k[i], dot);
+    for (size_t i = 0; i < s->d; i++) dot = KV_FMAF(q[i], k[i], dot);
     return s->softcap > 0 ? kv_cap(dot * s->scale, s->softcap) : dot * s->scale;
 }
 
@@ -97,6 +105,14 @@ KV_INLINE void kv_visible(const kv_attn_shape *s, size_t r, size_t *lo, size_t *
 KV_INLINE double kv_sum8(const double l[8])
 {
     return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+}
+
+/* L2 norm of n floats, summed in double in order. */
+KV_INLINE double kv_length(size_t n, const float *x)
+{
+    double s = 0;
+    for (size_t i = 0; i < n; i++) s += (double)x[i] * x[i];
+    return sqrt(s);
 }
 
 /* ln x in double for normal x > 0, from + - * / alone (no fused operations: contraction is off), so that every machine

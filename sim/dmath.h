@@ -31,12 +31,4 @@ static inline double kv_pow(double x, double y)
     return y == 1 ? x : kv_exp(y * kv_log(x));
 }
 
-/* L2 norm of n floats, summed in double in order. */
-static inline double kv_norm(size_t n, const float *x)
-{
-    double s = 0;
-    for (size_t i = 0; i < n; i++) s += (double)x[i] * x[i];
-    return sqrt(s);
-}
-
 #endif

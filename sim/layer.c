@@ -92,6 +92,29 @@ static kv_status derive_colsum(const kv_layer *l, float *out, kv_error *err)
     return st;
 }
 
+static kv_layer shape_at(const kv_scene *s, uint32_t index)
+{
+    const kv_trace_info *in = s->info;
+    uint32_t order = 0;
+    while (order < s->n_evict && s->evict[order] != index) order++;
+    return (kv_layer){.scene = s,
+                      .index = index,
+                      .number = in->layer[index],
+                      .order = order < s->n_evict ? order : KV_NEVER_EVICTS,
+                      .n_q_head = in->n_q_head,
+                      .n_kv_head = in->n_kv_head,
+                      .group = in->n_q_head / in->n_kv_head,
+                      .d = in->head_dim,
+                      .L = s->n_cut,
+                      .scale = in->scale,
+                      .softcap = in->softcap};
+}
+
+kv_layer kv_layer_shape(const kv_scene *s, uint32_t evict_index)
+{
+    return shape_at(s, s->evict[evict_index]);
+}
+
 kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs, uint32_t max_window, kv_layer *l,
                         kv_error *err)
 {
@@ -102,19 +125,7 @@ kv_status kv_layer_load_at(const kv_scene *s, uint32_t index, unsigned needs, ui
                            kv_error *err)
 {
     const kv_trace_info *in = s->info;
-    uint32_t order = 0;
-    while (order < s->n_evict && s->evict[order] != index) order++;
-    *l = (kv_layer){.scene = s,
-                    .index = index,
-                    .number = in->layer[index],
-                    .order = order < s->n_evict ? order : KV_NEVER_EVICTS,
-                    .n_q_head = in->n_q_head,
-                    .n_kv_head = in->n_kv_head,
-                    .group = in->n_q_head / in->n_kv_head,
-                    .d = in->head_dim,
-                    .L = s->n_cut,
-                    .scale = in->scale,
-                    .softcap = in->softcap};
+    *l = shape_at(s, index);
     kv_status st = floats(&l->k, l->n_kv_head, s->n_token, l->d, err);
     if (!st) st = floats(&l->v, l->n_kv_head, s->n_token, l->d, err);
     if (!st) st = load(l, KV_S_K, l->n_kv_head, 0, s->n_token, l->d, l->k, err);

@@ -10,6 +10,7 @@ enum {
     KV_NEED_FUTURE = 4,  /* queries of the measured rows */
     KV_NEED_WO = 16,     /* the output projection */
     KV_NEED_QUERIES = 8, /* queries of all rows before the cut */
+    KV_NEED_SHAPE = 32,  /* nothing but the layer's shape: kv_layer_shape will do */
 };
 
 /* What a replay of one trace is about; fixed before any layer is loaded. */
@@ -27,8 +28,9 @@ typedef struct {
     uint64_t mem_limit; /* bytes that ranking and replay may hold, or 0 = no limit */
     uint64_t wanted; /* metrics that will be measured, bit per kv_metric_id: a pass that does not fit is refused before
                         the one ahead of it begins */
-    size_t n_asked;  /* (policy, budget) points of the whole request, those of other shards and those that are stored
-                        already among them: what decides how W_O is applied must be the same for all of them */
+    struct kv_gpu_pass *gpu; /* where layers are ranked and prefix points measured (gpu_pass.h); NULL = on the CPU */
+    size_t n_asked; /* (policy, budget) points of the whole request, those of other shards and those that are stored
+                       already among them: what decides how W_O is applied must be the same for all of them */
 } kv_scene;
 
 /* Position i counts for contested recall: outside F = the first 4 and last 32 prompt tokens and all tokens after the
@@ -65,6 +67,8 @@ typedef struct {
 
 #define KV_NEVER_EVICTS UINT32_MAX /* `order` of a layer with a sliding window */
 
+/* A layer without its arrays. evict_index as in kv_layer_load. */
+kv_layer kv_layer_shape(const kv_scene *s, uint32_t evict_index);
 /* Load what the needs say. A layer belongs to one thread. */
 kv_status kv_layer_load(const kv_scene *s, uint32_t evict_index, unsigned needs, uint32_t max_window, kv_layer *l,
                         kv_error *err);

@@ -122,8 +122,11 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
     unsigned needs = KV_NEED_FUTURE | (m->out->layer_error || m->out->bound ? KV_NEED_WO : 0);
     bool schedules = false;
     for (size_t i = 0; i < m->n_point; i++) schedules |= kv_schedule_used(m->plan, m->point[i].spec);
-    kv_status st = kv_layer_load(sc, index, needs | (schedules ? m->plan->needs : 0),
-                                 schedules ? m->plan->max_window : 0, &m->l, err);
+    bool device = sc->gpu && kv_measure_gpu_can(m), host = !device || schedules || m->out->bound;
+    m->l = kv_layer_shape(sc, index);
+    kv_status st = host ? kv_layer_load(sc, index, needs | (schedules ? m->plan->needs : 0),
+                                        schedules ? m->plan->max_window : 0, &m->l, err)
+                        : KV_OK;
     if (st) return st;
     size_t rows = (size_t)m->l.n_q_head * sc->n_row;
     struct kv_bounds bounds = {0};
@@ -140,11 +143,11 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
     for (size_t i = 0; i < m->n_point * sc->n_row && !st && m->step && m->out->layer_error; i++)
         m->step[i].n[KV_STEP_SQUARE] = 1;
     if (!st && m->out->layer_error) st = reference(m, err);
-    if (!st && m->out->layer_error) st = triangle(m, err);
+    if (!st && m->out->layer_error && (!device || schedules)) st = triangle(m, err);
     if (!st)
-        st = kv_measure_is_local(m)               ? kv_measure_local(m, err)
-             : m->plan->gpu && kv_gpu_pass_can(m) ? kv_measure_prefixes_gpu(m->plan->gpu, m, err)
-                                                  : kv_measure_prefixes(m, err);
+        st = device                   ? kv_measure_prefixes_gpu(sc->gpu, m, err)
+             : kv_measure_is_local(m) ? kv_measure_local(m, err)
+                                      : kv_measure_prefixes(m, err);
     if (!st && m->out->bound && !(st = kv_bounds_open(m, &bounds, err))) m->bounds = &bounds;
     if (!st) st = prefix_facts(m, err);
     if (!st && schedules) st = kv_measure_schedules(m, err);

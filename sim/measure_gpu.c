@@ -1,440 +1,418 @@
-/* measure_gpu.c - one layer on the device: products and weights of each KV head, sums over the pieces between the
- * checkpoints of every ranking, looks at the checkpoints, then one product with W_O for all points. Rows become sums on
- * the host, outside the lock, by the same functions as on the CPU (account.c). */
+/* measure_gpu.c - one layer on the device: attention of the measured rows, the full cache's outputs, then for all units
+ * of all rankings together the sums over the pieces between their checkpoints, looks at the checkpoints, and one
+ * product with W_O for all points. Rows become sums on the host, by the same functions as on the CPU (account.c). */
 #include "sim/measure_gpu.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 
 #include "kernels/cuda.h"
-#include "kernels/gpu.h"
+#include "kernels/exact_dev.h"
 #include "kernels/walk_dev.h"
 #include "sim/dmath.h"
 #include "traces/cli.h"
 
-enum { PIECE = 256, PROJECT_ROWS = 4096 }; /* keys of a piece; rows of differences in a product */
+#define SLOT_BYTES ((size_t)1 << 30)       /* of differences at a time */
+#define PART_BYTES ((size_t)1 << 30)       /* of sums of pieces at a time */
+enum { PIECE = 512, PROJECT_ROWS = 4096 }; /* entries of a piece; rows of differences in a product */
 
-enum {
-    B_K,
-    B_V,
-    B_Q,
-    B_P,
-    B_LSE,
-    B_SCRATCH,
-    B_ORDER,
-    B_FLAG,
-    B_PIECE,
-    B_STEP,
-    B_PART,
-    B_PMASS,
-    B_PCMASS,
-    B_BASE,
-    B_BMASS,
-    B_O,
-    B_MASS,
-    B_OUT,
-    B_DIFF,
-    B_CHECK,
-    B_A,
-    B_W32,
-    B_W16,
-    B_C,
-    B_NORM,
-    N_BUFFER
-};
-
-struct kv_gpu_pass {
-    pthread_mutex_t lock;
-    kv_gpu_stream stream;
-    kv_gpu_blas *blas;
-    void *p[N_BUFFER];
-    size_t size[N_BUFFER];
-};
-
-/* What one unit's checkpoints showed, for the accounts. */
+/* One block of rows of one layer on a lane. */
 typedef struct {
-    const kv_checkpoints *c;
-    uint32_t h0;
-    size_t heads, col;
-    double *mass; /* [4][n][heads * rows]: mass, contested, error2, dot */
-} seen;
-
-/* One block of rows of one layer. */
-typedef struct {
-    kv_gpu_pass *g;
+    kv_gpu_lane *lane;
+    kv_gpu_layer *dev;
+    const uint8_t *contested; /* on the device */
     kv_measure *m;
-    size_t r0, n, R, ld;
-    kv_checkpoints **checks;
-    seen *seen;
-    size_t n_seen;
-    size_t n_slot, *slot_point;     /* points with a difference */
-    float *norm;                    /* [n_slot][n] */
+    size_t r0, n; /* rows of the block */
+    kv_turned t;
+    float *p, *sum, *o, *base_out;
+    double *base_mass;
+    kv_checkpoints **checks; /* [ranking][unit] of the points from..to-1 */
+    size_t from, to, n_slot;
+    int32_t *slot;                  /* [to - from] place among the points that drop something, or -1 */
     double *full_mass, *full_cmass; /* [Hq * n] */
     kv_error *err;
 } block;
 
-static kv_status device_failed(int code, kv_error *err)
+/* What one launch walks: units of equal width, whose pieces, steps and slots stand in tables of the same order. */
+typedef struct {
+    kv_walk_unit *unit;
+    const kv_checkpoints **checks; /* [n_unit] */
+    kv_walk_piece *piece;
+    uint32_t *step, *first, *slot;
+    size_t n_unit, n_piece, n_check, n_slot, width; /* width = columns of a unit */
+} batch;
+
+bool kv_measure_gpu_can(const kv_measure *m)
 {
-    return kv_fail(err, code == KV_GPU_ENOMEM ? KV_ENOMEM : KV_EIO, "replay on the GPU: %s%s", kv_gpu_text(code),
-                   code == KV_GPU_ENOMEM ? "; use --backend cpu, or fewer points at a time" : "");
+    const kv_scene *sc = m->plan->scene;
+    bool layer = m->out->layer_error != NULL;
+    return sc->n_row && sc->info->head_dim <= 1024 && !(layer && (sc->info->post_norm_eps > 0 || m->out->own_output));
 }
 
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        int code_ = (call);                                                                                            \
-        if (code_) return device_failed(code_, b->err);                                                                \
-    } while (0)
-
-static void *buffer(kv_gpu_pass *g, int which, size_t n, int *code)
+static kv_walk_set walk_set(const block *b, size_t n_col, const kv_walk_unit *unit, const kv_walk_piece *piece)
 {
-    if (*code) return NULL;
-    if (g->size[which] >= n && g->p[which]) return g->p[which];
-    kv_gpu_free(g->p[which]);
-    g->p[which] = NULL, g->size[which] = 0;
-    if (!(*code = kv_gpu_alloc(n + n / 4, &g->p[which]))) g->size[which] = n + n / 4;
-    return g->p[which];
+    const kv_scene *sc = b->m->plan->scene;
+    return (kv_walk_set){.n_col = (uint32_t)n_col,
+                         .d = b->m->l.d,
+                         .n_key = sc->n_token,
+                         .ld = b->t.ld,
+                         .p = b->p,
+                         .flag = b->contested,
+                         .unit = unit,
+                         .piece = piece,
+                         .exact_v = sc->info->dtype != KV_F32};
 }
 
-kv_status kv_gpu_pass_open(kv_gpu_pass **out, kv_error *err)
+/* ------------------------------------------------------------------------------------------------ the full cache */
+/* Log-sum-exps, the full cache's outputs and masses: on the device as base, on the host as m's rows. */
+static kv_status full_rows(block *b)
 {
-    kv_gpu_pass *g = NULL;
-    *out = NULL;
-    if (kv_gpu_count() < 1)
-        return kv_fail(err, KV_EUNSUPPORTED,
-                       "--backend cuda: no CUDA device that this build can use; take --backend cpu");
-    kv_status st = kv_array(&g, 1, sizeof *g, err);
-    if (st) return st;
-    pthread_mutex_init(&g->lock, NULL);
-    int code = kv_gpu_select(0);
-    if (!code) code = kv_gpu_stream_open(false, &g->stream);
-    if (!code) code = kv_gpu_blas_open(g->stream, &g->blas);
-    if (code) {
-        kv_gpu_pass_close(g);
-        return device_failed(code, err);
+    kv_measure *m = b->m;
+    const kv_scene *sc = m->plan->scene;
+    size_t d = m->l.d, Hkv = m->l.n_kv_head, n_col = m->l.group * b->n, R = Hkv * n_col, T = sc->n_row, N = sc->n_token;
+    size_t late = (N - sc->n_cut + PIECE - 1) / PIECE, early = (sc->n_cut + PIECE - 1) / PIECE, each = late + early;
+    size_t table = Hkv * sizeof(kv_walk_unit), pieces = Hkv * each * sizeof(kv_walk_piece), steps = 3 * Hkv * 4;
+    size_t o_bytes = m->errors ? R * d * 4 : 0, results = 4 * R * 8 + R * 4 + o_bytes;
+    int code = 0;
+    char *dev = kv_gpu_buffer(b->lane, KV_B_TABLE, table + pieces + steps, &code);
+    char *host = kv_gpu_pinned(b->lane, table + pieces + steps + results, &code);
+    float *lse = kv_gpu_buffer(b->lane, KV_B_LSE, R * 4, &code);
+    float *part = m->errors ? kv_gpu_buffer(b->lane, KV_B_PART, Hkv * each * n_col * d * 4, &code) : NULL;
+    double *pm = kv_gpu_buffer(b->lane, KV_B_PIECE_MASS, 2 * Hkv * each * n_col * 8, &code);
+    double *mass = kv_gpu_buffer(b->lane, KV_B_LOOK, 4 * R * 8 + 2 * R * d * 4, &code);
+    void *scratch = kv_gpu_buffer(b->lane, KV_B_SCRATCH, kv_softmax_scratch(&b->t), &code);
+    b->p = kv_gpu_buffer(b->lane, KV_B_P, N * b->t.ld * 4, &code);
+    b->sum = kv_gpu_buffer(b->lane, KV_B_SUM, b->t.ld * 4, &code);
+    b->base_out = kv_gpu_buffer(b->lane, KV_B_BASE, R * d * 4, &code);
+    b->base_mass = kv_gpu_buffer(b->lane, KV_B_BASE_MASS, R * 8, &code);
+    b->o = kv_gpu_buffer(b->lane, KV_B_O, R * d * 4, &code);
+    if (code) return kv_gpu_failed(code, b->err);
+    kv_walk_unit *unit = (kv_walk_unit *)(void *)host;
+    kv_walk_piece *piece = (kv_walk_piece *)(void *)(host + table);
+    uint32_t *step = (uint32_t *)(void *)(host + table + pieces);
+    for (size_t u = 0; u < Hkv; u++) {
+        unit[u] = (kv_walk_unit){.v = b->dev->v + u * N * d,
+                                 .first = sc->n_cut,
+                                 .col = (uint32_t)(u * n_col),
+                                 .piece = (uint32_t)(u * each),
+                                 .check = (uint32_t)(2 * u),
+                                 .n_check = 2};
+        for (size_t i = 0; i < each; i++) { /* the tokens after the cut first, then the prompt */
+            size_t a = i < late ? i * PIECE : N - sc->n_cut + (i - late) * PIECE, end = i < late ? N - sc->n_cut : N;
+            piece[u * each + i] =
+                (kv_walk_piece){(uint32_t)u, (uint32_t)a, (uint32_t)(a + PIECE < end ? a + PIECE : end)};
+        }
+        step[3 * u] = 0, step[3 * u + 1] = (uint32_t)late, step[3 * u + 2] = (uint32_t)each;
     }
-    *out = g;
+    kv_walk_set w = walk_set(b, n_col, (kv_walk_unit *)(void *)dev, (kv_walk_piece *)(void *)(dev + table));
+    float *look_out = (float *)(void *)(mass + 4 * R);
+    kv_look look = {.step = (uint32_t *)(void *)(dev + table + pieces),
+                    .part = part,
+                    .sum = b->sum,
+                    .piece_mass = pm,
+                    .piece_cmass = pm + Hkv * each * n_col,
+                    .mass = mass,
+                    .cmass = mass + 2 * R,
+                    .out = part ? look_out : NULL};
+    code = kv_gpu_copy(dev, host, table + pieces + steps, b->lane->stream);
+    if (!code) code = kv_scores_dev(&b->t, b->dev->q_row + b->r0 * d, b->dev->k, b->p, b->lane->stream);
+    if (!code) code = kv_softmax_dev(&b->t, b->p, b->sum, lse, scratch, b->lane->stream);
+    if (!code) code = kv_walk_dev(&w, Hkv * each, part, pm, pm + Hkv * each * n_col, b->lane->stream);
+    if (!code) code = kv_look_dev(&w, Hkv, &look, b->lane->stream);
+    if (!code)
+        code = kv_full_rows_dev(Hkv, n_col, part ? d : 0, b->sum, mass, look_out, b->base_mass, b->base_out, b->o,
+                                b->lane->stream);
+    char *back = host + table + pieces + steps;
+    double *got = (double *)(void *)back;
+    float *got_lse = (float *)(void *)(got + 4 * R), *got_o = got_lse + R;
+    if (!code) code = kv_gpu_copy(got, mass, 4 * R * 8, b->lane->stream);
+    if (!code) code = kv_gpu_copy(got_lse, lse, R * 4, b->lane->stream);
+    if (!code && o_bytes) code = kv_gpu_copy(got_o, b->o, o_bytes, b->lane->stream);
+    if (!code) code = kv_gpu_stream_sync(b->lane->stream);
+    if (code) return kv_gpu_failed(code, b->err);
+    for (size_t c = 0; c < R; c++) {
+        size_t u = c / n_col, h = c / b->n, at = h * T + b->r0 + c % b->n, late_at = 2 * u * n_col + c % n_col;
+        if (!isfinite(got_lse[c]))
+            return kv_fail(b->err, KV_EFORMAT, "trace '%s': layer %u head %zu row %zu: attention is not finite",
+                           kv_trace_path(sc->trace), m->l.number, h, sc->row_first + b->r0 + c % b->n);
+        m->lse[at] = got_lse[c], m->base_mass[at] = got[late_at];
+        b->full_mass[c] = got[late_at + n_col], b->full_cmass[c] = got[2 * R + late_at + n_col];
+        if (m->contest) m->contested_mass[at] = b->full_cmass[c];
+        if (!m->errors) continue;
+        memcpy(m->o + at * d, got_o + c * d, d * 4);
+        m->norm_o[at] = kv_length(d, got_o + c * d);
+    }
     return KV_OK;
 }
 
-void kv_gpu_pass_close(kv_gpu_pass *g)
+/* ------------------------------------------------------------------------------------------------ batches of units */
+/* A unit of ranking r in this layer with its pieces: at most PIECE entries each, ending at every checkpoint. The whole
+ * prompt needs no walk: its rows are the full cache's. NULL tables: only counts. */
+static void add_unit(const block *b, size_t r, size_t u, uint32_t kv, uint32_t col, batch *x)
 {
-    if (!g) return;
-    for (int i = 0; i < N_BUFFER; i++) kv_gpu_free(g->p[i]);
-    kv_gpu_blas_close(g->blas);
-    kv_gpu_stream_close(g->stream);
-    pthread_mutex_destroy(&g->lock);
-    free(g);
+    const kv_scene *sc = b->m->plan->scene;
+    const kv_checkpoints *c = &b->checks[r][u];
+    size_t first_piece = x->n_piece, first_check = x->n_check, L = sc->n_cut;
+    uint32_t at = 0;
+    if (x->unit) {
+        x->checks[x->n_unit] = c;
+        x->unit[x->n_unit] = (kv_walk_unit){.order = b->dev->order + kv_gpu_order_at(b->m->plan, r) + u * L,
+                                            .v = b->dev->v + (size_t)kv * sc->n_token * b->m->l.d,
+                                            .col = col,
+                                            .piece = (uint32_t)first_piece,
+                                            .check = (uint32_t)first_check,
+                                            .n_check = (uint32_t)c->n};
+        x->step[first_check + x->n_unit] = 0, x->first[first_check + x->n_unit] = (uint32_t)x->n_slot;
+    }
+    for (size_t k = 0; k < c->n; k++) {
+        while (at < c->count[k] && c->count[k] < L) {
+            uint32_t end = c->count[k] - at > PIECE ? at + PIECE : c->count[k];
+            if (x->unit) x->piece[x->n_piece] = (kv_walk_piece){(uint32_t)x->n_unit, at, end};
+            x->n_piece++, at = end;
+        }
+        for (size_t i = c->first[k]; i < c->first[k + 1] && c->count[k] < L; i++) {
+            int32_t slot = b->slot[c->point[i] - b->from];
+            if (slot < 0) continue;
+            if (x->unit) x->slot[x->n_slot] = (uint32_t)slot;
+            x->n_slot++;
+        }
+        if (!x->unit) continue;
+        x->step[first_check + x->n_unit + k + 1] = (uint32_t)(x->n_piece - first_piece);
+        x->first[first_check + x->n_unit + k + 1] = (uint32_t)x->n_slot;
+    }
+    x->n_check += c->n, x->n_unit++;
 }
 
-bool kv_gpu_pass_can(const kv_measure *m)
+/* All units of ranking r in this layer. */
+static void add_ranking(const block *b, size_t r, batch *x)
 {
-    return !m->l.post_norm && !m->out->own_output && m->plan->scene->n_token <= 8 * 65535u && m->l.d <= 1024;
+    const kv_ranking *rk = &b->m->plan->ranking[r];
+    size_t group = b->m->l.group, units = rk->granularity == KV_GRAN_QUERY_HEAD ? group : 1, heads = group / units;
+    for (uint32_t kv = 0; kv < b->m->l.n_kv_head; kv++)
+        for (size_t i = 0; i < units; i++) {
+            size_t u = rk->granularity == KV_GRAN_LAYER ? 0 : kv * units + i;
+            if (b->checks[r][u].n) add_unit(b, r, u, kv, (uint32_t)((kv * group + i * heads) * b->n), x);
+        }
 }
 
-/* ------------------------------------------------------------------------------------------------ one KV head */
-/* Raw products, weights, log-sum-exps, and the full cache's rows. */
-static kv_status full_rows(block *b, uint32_t kv)
+static void account(block *b, const batch *x, const double *mass, size_t n_check)
 {
-    kv_gpu_pass *g = b->g;
     kv_measure *m = b->m;
     const kv_scene *sc = m->plan->scene;
-    const kv_layer *l = &m->l;
-    size_t d = l->d, N = sc->n_token, R = b->R, T = sc->n_row, n = b->n;
-    uint32_t h0 = kv * l->group;
-    kv_turned t = {N, R, b->ld, (uint32_t)n, (uint32_t)(sc->row_first + b->r0), l->scale, l->softcap};
-    int code = 0;
-    float *q = buffer(g, B_Q, R * d * 4, &code), *p = buffer(g, B_P, N * b->ld * 4, &code);
-    float *lse = buffer(g, B_LSE, R * 4, &code), *base = buffer(g, B_BASE, 2 * R * d * 4, &code);
-    void *scratch = buffer(g, B_SCRATCH, kv_turned_scratch(&t), &code);
-    double *bmass = buffer(g, B_BMASS, 4 * R * 8, &code);
-    float *o = buffer(g, B_O, R * d * 4, &code);
-    if (code) return device_failed(code, b->err);
-    for (uint32_t i = 0; i < l->group; i++)
-        TRY(kv_gpu_copy(q + i * n * d, l->q_row + ((h0 + i) * T + b->r0) * d, n * d * 4, g->stream));
-    TRY(kv_gpu_matmul(g->blas, N, R, d, 32, 1, (float *)g->p[B_K] + kv * N * d, d, q, 32, p, b->ld, false));
-    TRY(kv_turned_dev(&t, p, lse, scratch, g->stream));
-
-    /* Pieces of the identity: the tokens after the cut first, then the prompt. */
-    size_t late = (N - sc->n_cut + PIECE - 1) / PIECE, early = (sc->n_cut + PIECE - 1) / PIECE, n_piece = late + early;
-    uint32_t *piece = NULL, *order = NULL;
-    kv_status st = kv_array(&piece, n_piece + 5, sizeof *piece, b->err);
-    if (!st) st = kv_array(&order, N, sizeof *order, b->err);
-    if (st) return free(piece), st;
-    for (size_t i = 0; i < N; i++) order[i] = (uint32_t)((sc->n_cut + i) % N);
-    for (size_t i = 0; i <= late; i++) piece[i] = (uint32_t)(i * PIECE < N - sc->n_cut ? i * PIECE : N - sc->n_cut);
-    for (size_t i = 1; i <= early; i++)
-        piece[late + i] = (uint32_t)(N - sc->n_cut + (i * PIECE < sc->n_cut ? i * PIECE : sc->n_cut));
-    uint32_t step[3] = {0, (uint32_t)late, (uint32_t)n_piece};
-    uint32_t *dorder = buffer(g, B_ORDER, N * 4, &code), *dpiece = buffer(g, B_PIECE, (n_piece + 1) * 4, &code);
-    uint32_t *dstep = buffer(g, B_STEP, sizeof step, &code);
-    float *part = buffer(g, B_PART, n_piece * R * d * 4, &code);
-    double *pm = buffer(g, B_PMASS, n_piece * R * 8, &code), *pc = buffer(g, B_PCMASS, n_piece * R * 8, &code);
-    if (!code) code = kv_gpu_copy(dorder, order, N * 4, g->stream);
-    if (!code) code = kv_gpu_copy(dpiece, piece, (n_piece + 1) * 4, g->stream);
-    if (!code) code = kv_gpu_copy(dstep, step, sizeof step, g->stream);
-    if (!code)
-        code = kv_walk_dev(R, d, p, b->ld, (float *)g->p[B_V] + kv * N * d, dorder, g->p[B_FLAG], n_piece, dpiece, part,
-                           pm, pc, g->stream);
-    kv_look look = {.n_col = R,
-                    .d = d,
-                    .n_check = 2,
-                    .step = dstep,
-                    .part = part,
-                    .piece_mass = pm,
-                    .piece_cmass = pc,
-                    .mass = bmass,
-                    .cmass = bmass + 2 * R,
-                    .out = base};
-    if (!code) code = kv_look_dev(&look, g->stream);
-    /* m->o and the masses are wanted on the host, o on the device too. */
-    double *mass = NULL;
-    float *out = NULL, *ls = NULL;
-    if (!code && !(st = kv_array(&mass, 4 * R, sizeof *mass, b->err)) &&
-        !(st = kv_array(&out, R * d, sizeof *out, b->err)) && !(st = kv_array(&ls, R, sizeof *ls, b->err))) {
-        code = kv_gpu_copy(mass, bmass, 4 * R * 8, g->stream);
-        if (!code) code = kv_gpu_copy(out, base + R * d, R * d * 4, g->stream);
-        if (!code) code = kv_gpu_copy(ls, lse, R * 4, g->stream);
-        if (!code) code = kv_gpu_stream_sync(g->stream);
-        for (size_t i = 0; i < R && !code && !st; i++) {
-            size_t h = h0 + i / n, at = h * T + b->r0 + i % n;
-            if (!isfinite(ls[i]))
-                st = kv_fail(b->err, KV_EFORMAT, "trace '%s': layer %u head %zu row %zu: attention is not finite",
-                             kv_trace_path(sc->trace), l->number, h, sc->row_first + b->r0 + i % n);
-            m->lse[at] = ls[i], m->base_mass[at] = mass[i];
-            b->full_mass[h * n + i % n] = mass[R + i], b->full_cmass[h * n + i % n] = mass[3 * R + i];
-            if (m->contest) m->contested_mass[at] = mass[3 * R + i];
-            float inv = (float)(1 / mass[R + i]);
-            for (size_t j = 0; j < d; j++) m->o[at * d + j] = out[i * d + j] *= inv;
-            m->norm_o[at] = kv_norm(d, m->o + at * d);
-        }
-        if (!code && !st) code = kv_gpu_copy(o, out, R * d * 4, g->stream);
-        if (!code && !st) code = kv_gpu_stream_sync(g->stream); /* `out` goes */
-    }
-    free(piece), free(order), free(mass), free(out), free(ls);
-    return st ? st : code ? device_failed(code, b->err) : KV_OK;
-}
-
-/* Ends of pieces of at most PIECE keys that also end at every checkpoint; step[k] = first piece behind checkpoint k-1.
- * The whole prompt needs no walk: its rows are the full cache's. */
-static kv_status pieces_of(const kv_checkpoints *c, uint32_t n_cut, uint32_t **piece, uint32_t **step, size_t *n,
-                           kv_error *err)
-{
-    uint32_t at = 0;
-    kv_status st = kv_array(piece, n_cut / PIECE + c->n + 2, sizeof **piece, err);
-    if (!st) st = kv_array(step, c->n + 1, sizeof **step, err);
-    *n = 0;
-    for (size_t k = 0; k < c->n && !st; k++) {
-        while (at < c->count[k] && c->count[k] < n_cut) {
-            at = c->count[k] - at > PIECE ? at + PIECE : c->count[k];
-            (*piece)[++*n] = at;
-        }
-        (*step)[k + 1] = (uint32_t)*n;
-    }
-    return st;
-}
-
-/* The walk of one unit of a ranking: its heads are columns col.. of p. */
-static kv_status walk_unit(block *b, uint32_t kv, const uint32_t *order, size_t heads, size_t col, uint32_t h0,
-                           const kv_checkpoints *c)
-{
-    kv_gpu_pass *g = b->g;
-    const kv_scene *sc = b->m->plan->scene;
-    size_t d = b->m->l.d, N = sc->n_token, n = b->n, R = heads * n, width = (size_t)b->m->l.n_q_head * d, n_piece = 0;
-    uint32_t *piece = NULL, *step = NULL;
-    int32_t *check = NULL;
-    int code = 0;
-    seen *s = &b->seen[b->n_seen++];
-    *s = (seen){.c = c, .h0 = h0, .heads = heads, .col = col};
-    kv_status st = pieces_of(c, sc->n_cut, &piece, &step, &n_piece, b->err);
-    if (!st) st = kv_array(&s->mass, 4 * c->n * R, sizeof *s->mass, b->err);
-    if (!st) st = kv_array(&check, b->n_slot + 1, sizeof *check, b->err);
-    if (st) goto out;
-    uint32_t *dorder = buffer(g, B_ORDER, (size_t)N * 4, &code), *dpiece = buffer(g, B_PIECE, (n_piece + 1) * 4, &code);
-    uint32_t *dstep = buffer(g, B_STEP, (c->n + 1) * 4, &code);
-    float *part = buffer(g, B_PART, (n_piece + 1) * R * d * 4, &code);
-    double *pm = buffer(g, B_PMASS, (n_piece + 1) * R * 8, &code),
-           *pc = buffer(g, B_PCMASS, (n_piece + 1) * R * 8, &code);
-    double *mass = buffer(g, B_MASS, 4 * c->n * R * 8, &code);
-    void *diff = buffer(g, B_DIFF, c->n * R * d * 2, &code);
-    if (!code && n_piece) code = kv_gpu_copy(dorder, order, piece[n_piece] * sizeof *order, g->stream);
-    if (!code) code = kv_gpu_copy(dpiece, piece, (n_piece + 1) * 4, g->stream);
-    if (!code) code = kv_gpu_copy(dstep, step, (c->n + 1) * 4, g->stream);
-    if (!code)
-        code = kv_walk_dev(R, d, (float *)g->p[B_P] + col, b->ld, (float *)g->p[B_V] + kv * N * d, dorder, g->p[B_FLAG],
-                           n_piece, dpiece, part, pm, pc, g->stream);
-    kv_look look = {.n_col = R,
-                    .d = d,
-                    .n_check = c->n,
-                    .step = dstep,
-                    .part = part,
-                    .piece_mass = pm,
-                    .piece_cmass = pc,
-                    .base_out = (float *)g->p[B_BASE] + col * d,
-                    .base_mass = (double *)g->p[B_BMASS] + col,
-                    .o = (float *)g->p[B_O] + col * d,
-                    .mass = mass,
-                    .cmass = mass + c->n * R,
-                    .error2 = mass + 2 * c->n * R,
-                    .dot = mass + 3 * c->n * R,
-                    .diff = diff};
-    if (!code) code = kv_look_dev(&look, g->stream);
-    for (size_t i = 0; i < b->n_slot; i++) { /* where each point with a difference stands in this unit */
-        check[i] = -2;
+    size_t n = b->n, T = sc->n_row, plane = n_check * x->width;
+    for (size_t u = 0; u < x->n_unit; u++) {
+        const kv_checkpoints *c = x->checks[u];
         for (size_t k = 0; k < c->n; k++)
-            for (size_t p = c->first[k]; p < c->first[k + 1]; p++)
-                if (c->point[p] == b->slot_point[i]) check[i] = c->count[k] == sc->n_cut ? -1 : (int32_t)k;
+            for (size_t g = 0; g < x->width / n; g++) {
+                size_t h = x->unit[u].col / n + g, at = (x->unit[u].check + k) * x->width + g * n;
+                bool whole = c->count[k] == sc->n_cut;
+                kv_kept_rows rows = {.head = (uint32_t)h,
+                                     .r0 = b->r0,
+                                     .n = n,
+                                     .whole = whole,
+                                     .mass = whole ? b->full_mass + h * n : mass + at,
+                                     .after = m->base_mass + h * T + b->r0,
+                                     .contested = !m->contest ? NULL
+                                                  : whole     ? b->full_cmass + h * n
+                                                              : mass + plane + at,
+                                     .error2 = m->errors ? mass + 2 * plane + at : NULL,
+                                     .dot = m->errors ? mass + 3 * plane + at : NULL};
+                kv_account_rows(m, c->point + c->first[k], c->first[k + 1] - c->first[k], &rows);
+            }
     }
-    /* Slots of other rankings are not ours: they are placed one run of own slots at a time. */
-    int32_t *dcheck = buffer(g, B_CHECK, (b->n_slot + 1) * 4, &code);
-    if (!code && b->n_slot) code = kv_gpu_copy(dcheck, check, b->n_slot * 4, g->stream);
-    for (size_t i = 0, to; i < b->n_slot && !code; i = to) {
-        for (to = i + 1; to < b->n_slot && (check[to] == -2) == (check[i] == -2); to++) {
+}
+
+/* Walk and look at the units of x (counted); results become sums. */
+static kv_status walk_batch(block *b, const size_t *ranking, size_t n_ranking, batch *x)
+{
+    kv_measure *m = b->m;
+    size_t d = m->l.d, width = (size_t)m->l.n_q_head * d, units = x->n_unit, checks = x->n_check, pieces = x->n_piece;
+    size_t at[6], bytes = 0, sizes[6] = {units * sizeof(kv_walk_unit), pieces * sizeof(kv_walk_piece),
+                                         (checks + units) * 4,         (checks + units) * 4,
+                                         (x->n_slot + 1) * 4,          0};
+    size_t plane = checks * x->width;
+    int code = 0;
+    for (int i = 0; i < 6; i++) at[i] = bytes, bytes += (sizes[i] + 15) / 16 * 16;
+    char *dev = kv_gpu_buffer(b->lane, KV_B_TABLE, bytes, &code);
+    char *host = kv_gpu_pinned(b->lane, bytes + 4 * plane * 8, &code);
+    float *part = m->errors ? kv_gpu_buffer(b->lane, KV_B_PART, (pieces + 1) * x->width * d * 4, &code) : NULL;
+    double *pm = kv_gpu_buffer(b->lane, KV_B_PIECE_MASS, 2 * (pieces + 1) * x->width * 8, &code);
+    double *mass = kv_gpu_buffer(b->lane, KV_B_LOOK, 4 * plane * 8, &code), *got = NULL;
+    if (code) return kv_gpu_failed(code, b->err);
+    x->unit = (kv_walk_unit *)(void *)(host + at[0]), x->piece = (kv_walk_piece *)(void *)(host + at[1]);
+    x->step = (uint32_t *)(void *)(host + at[2]), x->first = (uint32_t *)(void *)(host + at[3]);
+    x->slot = (uint32_t *)(void *)(host + at[4]), got = (double *)(void *)(host + bytes);
+    kv_status st = kv_array(&x->checks, units, sizeof *x->checks, b->err);
+    if (st) return st;
+    x->n_unit = x->n_piece = x->n_check = x->n_slot = 0;
+    for (size_t i = 0; i < n_ranking; i++) add_ranking(b, ranking[i], x);
+    kv_walk_set w =
+        walk_set(b, x->width, (kv_walk_unit *)(void *)(dev + at[0]), (kv_walk_piece *)(void *)(dev + at[1]));
+    double *pc = m->contest ? pm + (pieces + 1) * x->width : NULL;
+    kv_look look = {.step = (uint32_t *)(void *)(dev + at[2]),
+                    .first = b->n_slot ? (uint32_t *)(void *)(dev + at[3]) : NULL,
+                    .slot = (uint32_t *)(void *)(dev + at[4]),
+                    .part = part,
+                    .sum = b->sum,
+                    .base_out = b->base_out,
+                    .o = m->errors ? b->o : NULL,
+                    .piece_mass = pm,
+                    .piece_cmass = pc,
+                    .base_mass = b->base_mass,
+                    .mass = mass,
+                    .cmass = pc ? mass + plane : NULL,
+                    .error2 = mass + 2 * plane,
+                    .dot = mass + 3 * plane,
+                    .to = b->lane->buffer[KV_B_SLOTS],
+                    .n_row = b->n,
+                    .width = width,
+                    .scale = 16384 / b->dev->v_top};
+    code = kv_gpu_copy(dev, host, bytes, b->lane->stream);
+    if (!code) code = kv_walk_dev(&w, pieces, part, pm, pc, b->lane->stream);
+    if (!code) code = kv_look_dev(&w, units, &look, b->lane->stream);
+    if (!code) code = kv_gpu_copy(got, mass, 4 * plane * 8, b->lane->stream);
+    if (!code) code = kv_gpu_stream_sync(b->lane->stream);
+    if (!code) account(b, x, got, checks);
+    free(x->checks);
+    return code ? kv_gpu_failed(code, b->err) : KV_OK;
+}
+
+/* All rankings: those whose units are as wide go together, as many as fit. */
+static kv_status walk_all(block *b)
+{
+    const kv_plan *p = b->m->plan;
+    size_t *ranking = NULL;
+    kv_status st = kv_array(&ranking, p->n_ranking, sizeof *ranking, b->err);
+    for (int wide = 0; wide < 2 && !st; wide++) {
+        size_t width = (wide ? b->m->l.group : 1) * b->n, n = 0;
+        batch x = {.width = width};
+        if (wide && b->m->l.group == 1) break;
+        for (size_t r = 0; r <= p->n_ranking && !st; r++) {
+            bool heads = r < p->n_ranking && p->ranking[r].granularity == KV_GRAN_QUERY_HEAD;
+            if (r < p->n_ranking && (b->m->l.group == 1 ? wide : heads == wide)) continue;
+            batch more = x;
+            if (r < p->n_ranking) add_ranking(b, r, &more);
+            bool fits = more.n_piece * width * b->m->l.d * 4 <= PART_BYTES && more.n_unit <= 65535;
+            if (r == p->n_ranking || (n && !fits)) {
+                if (x.n_unit) st = walk_batch(b, ranking, n, &x);
+                x = (batch){.width = width}, n = 0;
+                if (r < p->n_ranking) add_ranking(b, r, &x), ranking[n++] = r;
+            } else {
+                x = more, ranking[n++] = r;
+            }
+            if (!st && kv_interrupted()) st = kv_fail(b->err, KV_EINTERRUPTED, "interrupted");
         }
-        if (check[i] == -2) continue;
-        code = kv_place_diff_dev(to - i, dcheck + i, heads, n, d, diff, width,
-                                 (uint16_t *)g->p[B_A] + (i * n * width + (size_t)h0 * d), g->stream);
     }
-    if (!code) code = kv_gpu_copy(s->mass, mass, 4 * c->n * R * 8, g->stream);
-    if (!code) code = kv_gpu_stream_sync(g->stream);
-    if (code) st = device_failed(code, b->err);
-out:
-    free(piece), free(step), free(check);
+    free(ranking);
     return st;
 }
 
+/* ------------------------------------------------------------------------------------------------ points */
 /* Norms of all differences behind W_O. */
 static kv_status project(block *b)
 {
-    kv_gpu_pass *g = b->g;
-    size_t width = (size_t)b->m->l.n_q_head * b->m->l.d, hidden = b->m->plan->scene->info->hidden,
-           rows = b->n_slot * b->n;
+    kv_measure *m = b->m;
+    size_t width = (size_t)m->l.n_q_head * m->l.d, hidden = m->plan->scene->info->hidden, rows = b->n_slot * b->n;
+    const uint16_t *a = b->lane->buffer[KV_B_SLOTS];
     int code = 0;
-    float *c = buffer(g, B_C, PROJECT_ROWS * hidden * 4, &code), *norm = buffer(g, B_NORM, rows * 4 + 4, &code);
+    float *c = kv_gpu_buffer(b->lane, KV_B_C, PROJECT_ROWS * hidden * 4, &code),
+          *norm = kv_gpu_buffer(b->lane, KV_B_NORM, rows * 4 + 4, &code);
+    float *host = (float *)(void *)kv_gpu_pinned(b->lane, rows * 4, &code);
     for (size_t i = 0; i < rows && !code; i += PROJECT_ROWS) {
         size_t n = rows - i < PROJECT_ROWS ? rows - i : PROJECT_ROWS;
-        code = kv_gpu_matmul(g->blas, n, hidden, width, 16, 1, (uint16_t *)g->p[B_A] + i * width, width, g->p[B_W16],
-                             32, c, hidden, false);
-        if (!code) code = kv_length_dev(n, hidden, c, norm + i, g->stream);
+        code = kv_gpu_matmul(b->lane->blas, n, hidden, width, 16, b->dev->v_top / 16384, a + i * width, width,
+                             b->dev->wo, 32, c, hidden, false);
+        if (!code) code = kv_length_dev(n, hidden, c, norm + i, b->lane->stream);
     }
-    if (!code && rows) code = kv_gpu_copy(b->norm, norm, rows * 4, g->stream);
-    if (!code) code = kv_gpu_stream_sync(g->stream);
-    return code ? device_failed(code, b->err) : KV_OK;
-}
-
-/* ------------------------------------------------------------------------------------------------ one block of rows */
-static kv_status on_device(block *b)
-{
-    kv_gpu_pass *g = b->g;
-    kv_measure *m = b->m;
-    const kv_scene *sc = m->plan->scene;
-    const kv_layer *l = &m->l;
-    size_t d = l->d, N = sc->n_token, cache = (size_t)l->n_kv_head * N * d, width = (size_t)l->n_q_head * d;
-    size_t hidden = sc->info->hidden;
-    int code = kv_gpu_select(0);
-    buffer(g, B_K, cache * 4, &code), buffer(g, B_V, cache * 4, &code), buffer(g, B_FLAG, N, &code);
-    if (b->n_slot) buffer(g, B_A, b->n_slot * b->n * width * 2, &code), buffer(g, B_W16, width * hidden * 2, &code);
-    if (b->n_slot) buffer(g, B_W32, width * hidden * 4, &code);
-    if (!code) code = kv_gpu_copy(g->p[B_K], l->k, cache * 4, g->stream);
-    if (!code) code = kv_gpu_copy(g->p[B_V], l->v, cache * 4, g->stream);
-    if (!code) code = kv_gpu_copy(g->p[B_FLAG], m->contested, N, g->stream);
-    if (!code && b->n_slot) code = kv_gpu_copy(g->p[B_W32], l->wo, width * hidden * 4, g->stream);
-    if (!code && b->n_slot) code = kv_cast_dev(width * hidden, g->p[B_W32], g->p[B_W16], 16, NULL, g->stream);
-    if (code) return device_failed(code, b->err);
-    kv_status st = KV_OK;
-    for (uint32_t kv = 0; kv < l->n_kv_head && !st; kv++) {
-        st = full_rows(b, kv);
-        for (size_t r = 0; r < m->plan->n_ranking && !st; r++) {
-            const kv_ranking *rk = &m->plan->ranking[r];
-            size_t units = rk->granularity == KV_GRAN_QUERY_HEAD ? l->group : 1, heads = l->group / units;
-            for (size_t i = 0; i < units && !st; i++) {
-                size_t u = rk->granularity == KV_GRAN_LAYER ? 0 : kv * units + i;
-                if (b->checks[r][u].n)
-                    st = walk_unit(b, kv, rk->order + (l->order * (size_t)rk->n_unit + u) * sc->n_cut, heads,
-                                   i * heads * b->n, (uint32_t)(kv * l->group + i * heads), &b->checks[r][u]);
-            }
-        }
-        if (!st && kv_interrupted()) st = kv_fail(b->err, KV_EINTERRUPTED, "interrupted");
-    }
-    return st || !b->n_slot ? st : project(b);
-}
-
-static void account(block *b)
-{
-    kv_measure *m = b->m;
-    const kv_scene *sc = m->plan->scene;
-    size_t n = b->n, T = sc->n_row;
-    for (size_t i = 0; i < b->n_seen; i++) {
-        const seen *s = &b->seen[i];
-        size_t R = s->heads * n, each = s->c->n * R;
-        for (size_t k = 0; k < s->c->n; k++)
-            for (size_t g = 0; g < s->heads; g++) {
-                size_t h = s->h0 + g, at = k * R + g * n;
-                bool whole = s->c->count[k] == sc->n_cut;
-                kv_kept_rows x = {.head = (uint32_t)h,
-                                  .r0 = b->r0,
-                                  .n = n,
-                                  .whole = whole,
-                                  .mass = whole ? b->full_mass + h * n : s->mass + at,
-                                  .after = m->base_mass + h * T + b->r0,
-                                  .contested = !m->contest ? NULL
-                                               : whole     ? b->full_cmass + h * n
-                                                           : s->mass + each + at,
-                                  .error2 = m->errors ? s->mass + 2 * each + at : NULL,
-                                  .dot = m->errors ? s->mass + 3 * each + at : NULL};
-                kv_account_rows(m, s->c->point + s->c->first[k], s->c->first[k + 1] - s->c->first[k], &x);
-            }
-    }
-    for (size_t i = 0; i < b->n_slot; i++) kv_account_norms(m, b->slot_point[i], b->r0, n, b->norm + i * n);
+    if (!code && rows) code = kv_gpu_copy(host, norm, rows * 4, b->lane->stream);
+    if (!code) code = kv_gpu_stream_sync(b->lane->stream);
+    if (code) return kv_gpu_failed(code, b->err);
+    for (size_t i = b->from; i < b->to; i++)
+        if (b->slot[i - b->from] >= 0) kv_account_norms(m, i, b->r0, b->n, host + (size_t)b->slot[i - b->from] * b->n);
+    return KV_OK;
 }
 
 /* Points that drop something in this layer. */
 static void find_slots(block *b)
 {
     const kv_measure *m = b->m;
-    for (size_t i = 0; i < m->n_point; i++) {
+    b->n_slot = 0;
+    for (size_t i = b->from; i < b->to; i++) {
         const kv_ranking *rk = &m->plan->ranking[m->plan->ranking_of[m->point[i].spec]];
         bool drops = false;
         for (size_t u = 0; u < rk->n_unit; u++)
             drops |= m->point[i].counts[m->l.order * rk->n_unit + u] != m->plan->scene->n_cut;
-        if (drops && !kv_schedule_used(m->plan, m->point[i].spec)) b->slot_point[b->n_slot++] = i;
+        drops &= m->out->layer_error && !kv_schedule_used(m->plan, m->point[i].spec);
+        b->slot[i - b->from] = drops ? (int32_t)b->n_slot++ : -1;
     }
+}
+
+static kv_status some_points(block *b)
+{
+    kv_measure *m = b->m;
+    size_t width = (size_t)m->l.n_q_head * m->l.d;
+    int code = 0;
+    kv_status st = KV_OK;
+    for (size_t r = 0; r < m->plan->n_ranking && !st; r++)
+        st = kv_checkpoints_make(m, r, b->from, b->to, &b->checks[r], b->err);
+    if (!st) st = kv_array(&b->slot, b->to - b->from, sizeof *b->slot, b->err);
+    if (!st) find_slots(b);
+    if (!st && b->n_slot) {
+        void *a = kv_gpu_buffer(b->lane, KV_B_SLOTS, b->n_slot * b->n * width * 2, &code);
+        if (!code) code = kv_gpu_zero(a, b->n_slot * b->n * width * 2, b->lane->stream);
+    }
+    if (!st && code) st = kv_gpu_failed(code, b->err);
+    if (!st) st = walk_all(b);
+    if (!st && b->n_slot) st = project(b);
+    for (size_t r = 0; r < m->plan->n_ranking; r++) {
+        if (b->checks[r]) kv_checkpoints_free(b->checks[r], m->plan->ranking[r].n_unit);
+        b->checks[r] = NULL;
+    }
+    free(b->slot), b->slot = NULL;
+    return st;
 }
 
 kv_status kv_measure_prefixes_gpu(kv_gpu_pass *g, kv_measure *m, kv_error *err)
 {
     const kv_scene *sc = m->plan->scene;
-    size_t Hq = m->l.n_q_head, most = sc->n_row < KV_LAYER_ROWS ? sc->n_row : KV_LAYER_ROWS, n_unit = 0;
+    const kv_layer *l = &m->l;
+    size_t Hq = l->n_q_head, most = sc->n_row < KV_LAYER_ROWS ? sc->n_row : KV_LAYER_ROWS;
+    size_t at_once = SLOT_BYTES / (most * Hq * l->d * 2) + 1;
     double *contested = NULL;
-    block b = {.g = g, .m = m, .err = err};
-    kv_status st = kv_array(&b.checks, m->plan->n_ranking, sizeof *b.checks, err);
-    for (size_t r = 0; r < m->plan->n_ranking && !st; r++) {
-        st = kv_checkpoints_make(m, r, 0, m->n_point, &b.checks[r], err);
-        n_unit += m->plan->ranking[r].granularity == KV_GRAN_LAYER ? m->l.n_kv_head : m->plan->ranking[r].n_unit;
-    }
-    if (!st) st = kv_array(&b.seen, n_unit + 1, sizeof *b.seen, err);
-    if (!st) st = kv_array(&b.slot_point, m->n_point + 1, sizeof *b.slot_point, err);
-    if (!st && m->out->layer_error) find_slots(&b);
-    if (!st) st = kv_array(&b.norm, b.n_slot * most + 1, sizeof *b.norm, err);
+    block b = {.m = m, .err = err, .lane = kv_gpu_lane_take(g, err)};
+    if (!b.lane) return KV_EIO;
+    kv_status st = kv_gpu_layer_take(g, b.lane, m->plan, l->order, &b.dev, err);
+    b.contested = kv_gpu_contested(g);
+    if (!st && !b.dev->ordered) st = kv_gpu_orders(b.lane, m->plan, l->order, NULL, b.dev, err);
+    if (!st && m->out->layer_error && !b.dev->wo) st = kv_fail(err, KV_EMISSING, "no W_O on the device");
+    if (!st) st = kv_array(&b.checks, m->plan->n_ranking, sizeof *b.checks, err);
     if (!st) st = kv_array(&b.full_mass, Hq * most, sizeof *b.full_mass, err);
     if (!st) st = kv_array(&b.full_cmass, Hq * most, sizeof *b.full_cmass, err);
     if (!st) st = kv_array(&contested, Hq, sizeof *contested, err);
     for (b.r0 = 0; b.r0 < sc->n_row && !st; b.r0 += b.n) {
         b.n = sc->n_row - b.r0 < most ? sc->n_row - b.r0 : most;
-        b.R = m->l.group * b.n, b.ld = (b.R + 31) / 32 * 32;
-        pthread_mutex_lock(&g->lock);
-        st = on_device(&b);
-        pthread_mutex_unlock(&g->lock);
+        b.t = (kv_turned){.n_q_head = l->n_q_head,
+                          .n_kv_head = l->n_kv_head,
+                          .n_row = (uint32_t)b.n,
+                          .row0 = (uint32_t)(sc->row_first + b.r0),
+                          .n_key = sc->n_token,
+                          .d = l->d,
+                          .scale = l->scale,
+                          .softcap = l->softcap,
+                          .q_head = (size_t)sc->n_row * l->d,
+                          .k_head = (size_t)sc->n_token * l->d,
+                          .ld = (Hq * b.n + 31) / 32 * 32};
+        st = full_rows(&b);
         for (size_t i = 0; i < Hq * b.n && !st; i++) contested[i / b.n] += b.full_cmass[i];
-        if (!st) account(&b);
-        for (size_t i = 0; i < b.n_seen; i++) free(b.seen[i].mass);
-        b.n_seen = 0;
+        for (b.from = 0; b.from < m->n_point && !st; b.from = b.to) {
+            b.to = m->n_point - b.from < at_once ? m->n_point : b.from + at_once;
+            st = some_points(&b);
+        }
     }
     for (size_t i = 0; i < m->n_point && !st; i++)
         for (uint32_t h = 0; h < Hq; h++) kv_measure_sums(m, i, h)->contested_all = contested[h];
-    for (size_t r = 0; r < m->plan->n_ranking && b.checks; r++)
-        if (b.checks[r]) kv_checkpoints_free(b.checks[r], m->plan->ranking[r].n_unit);
-    free(b.checks), free(b.seen), free(b.slot_point), free(b.norm), free(b.full_mass), free(b.full_cmass),
-        free(contested);
+    free(b.checks), free(b.full_mass), free(b.full_cmass), free(contested);
+    kv_gpu_layer_give(g, b.dev);
+    kv_gpu_lane_give(g, b.lane);
     return st;
 }

@@ -120,7 +120,7 @@ static kv_status full_rows(kv_measure *m, blocks *b, uint32_t kv, size_t r0, siz
         if (m->contest) m->contested_mass[at] = b->full_cmass[i];
         float inv = (float)(1 / b->full_mass[i]);
         for (size_t j = 0; j < d && out; j++) m->o[at * d + j] = (b->out[i * d + j] + b->part[i * d + j]) * inv;
-        if (out) m->norm_o[at] = kv_norm(d, m->o + at * d);
+        if (out) m->norm_o[at] = kv_length(d, m->o + at * d);
     }
     return KV_OK;
 }

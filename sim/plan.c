@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "sim/dmath.h"
+#include "sim/gpu_pass.h"
 #include "sim/mask.h"
 #include "sim/memory.h"
 #include "sim/oracle.h"
@@ -46,7 +47,8 @@ static kv_status preference(kv_layer *l, uint32_t window, double *H, double *V, 
     for (uint32_t q = 0; q < l->n_q_head && !st; q++, p += (size_t)w * l->L) {
         for (uint32_t r = 0; r < w; r++) h += kv_entropy(n, p + (size_t)r * l->L, 1e-10);
         kv_column_spread(w, n, p, l->L, mean, var);
-        for (uint32_t i = 0; i < n && w > 1; i++) v += var[i] / (w - 1);
+        for (uint32_t i = 0; i < n; i++) var[i] = w > 1 ? var[i] / (w - 1) : 0;
+        v += kv_sum_blocks(n, var);
     }
     *H = h, *V = v;
     free(mean), free(var);
@@ -101,7 +103,19 @@ out:
     return st;
 }
 
-static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_error *err)
+kv_status kv_plan_list(const kv_ranking *r, uint32_t L, uint32_t *list, kv_error *err)
+{
+    bool *is_forced = NULL;
+    uint32_t n = forced_positions(r, L, list);
+    kv_status st = kv_array(&is_forced, L, sizeof *is_forced, err);
+    for (uint32_t i = 0; i < n && !st; i++) is_forced[list[i]] = true;
+    for (uint32_t i = 0; i < L && !st; i++)
+        if (!is_forced[i]) list[n++] = i;
+    free(is_forced);
+    return st;
+}
+
+static kv_status rank_layer(kv_ranking *r, kv_layer *l, kv_error *err)
 {
     size_t L = l->L, m = r->n_item - r->n_forced;
     uint32_t *order = NULL;
@@ -136,8 +150,6 @@ static kv_status rank_layer(const kv_plan *p, kv_ranking *r, kv_layer *l, kv_err
         for (size_t i = 0; i < L && !st; i++)
             if (!is_forced[order[i]]) sorted[n - r->n_forced] = s[order[i]], to[n++] = order[i];
     }
-    (void)p;
-    if (!st && r->want_spread) r->spread[l->order] = spread_entropy(r, l->order, m);
     free(score), free(order), free(is_forced);
     return st;
 }
@@ -148,16 +160,38 @@ typedef struct {
     kv_error *err;
 } job;
 
+/* Rankings that a device made are done; the layer is loaded for the others, unless its shape is enough. */
+static kv_status rank_rest(kv_plan *p, uint32_t i, const bool *done, kv_error *err)
+{
+    kv_layer l = kv_layer_shape(p->scene, i);
+    bool load = false;
+    for (size_t r = 0; r < p->n_ranking; r++) {
+        const kv_spec *s = p->ranking[r].spec;
+        load |= !p->ranking[r].fixed && !done[r] &&
+                (kv_scorers[s->scorer]->needs != KV_NEED_SHAPE || s->value || s->select || s->layer_weight ||
+                 p->ranking[r].want_preference);
+    }
+    kv_status st = load ? kv_layer_load(p->scene, i, p->needs, p->max_window, &l, err) : KV_OK;
+    for (size_t r = 0; r < p->n_ranking && !st; r++) {
+        kv_ranking *k = &p->ranking[r];
+        if (k->fixed) continue;
+        if (!done[r]) st = rank_layer(k, &l, err);
+        if (!st && k->want_spread) k->spread[l.order] = spread_entropy(k, l.order, k->n_item - k->n_forced);
+    }
+    kv_layer_free(&l);
+    return st;
+}
+
 static void rank_task(void *ctx, size_t i)
 {
     job *j = ctx;
-    kv_plan *p = j->plan;
-    kv_layer l;
-    j->st[i] = kv_layer_load(p->scene, (uint32_t)i, p->needs, p->max_window, &l, &j->err[i]);
-    if (j->st[i]) return;
-    for (size_t r = 0; r < p->n_ranking && !j->st[i]; r++)
-        if (!p->ranking[r].fixed) j->st[i] = rank_layer(p, &p->ranking[r], &l, &j->err[i]);
-    kv_layer_free(&l);
+    bool *done = NULL;
+    kv_status st = kv_array(&done, j->plan->n_ranking, sizeof *done, &j->err[i]);
+    if (!st && j->plan->scene->gpu) st = kv_gpu_rank(j->plan->scene->gpu, j->plan, (uint32_t)i, done, &j->err[i]);
+    if (!st) st = rank_rest(j->plan, (uint32_t)i, done, &j->err[i]);
+    if (!st && j->plan->scene->gpu) st = kv_gpu_rank_done(j->plan->scene->gpu, j->plan, (uint32_t)i, done, &j->err[i]);
+    free(done);
+    j->st[i] = st;
 }
 
 /* HeadKV's table as a share of the model per query head. */
@@ -321,6 +355,7 @@ kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spe
                            kv_memory_measure(p, scene->n_asked, scene->wanted), &any, err);
     }
     if (!st) st = kv_memory_fit(scene, "ranking", kv_memory_held(p, 0, 0), kv_memory_rank(p), &threads, err);
+    if (!st && work && scene->gpu) st = kv_gpu_load(scene->gpu, p, threads, err);
     if (!st && work) {
         kv_parallel(scene->n_evict, threads, rank_task, &j);
         for (uint32_t l = 0; l < scene->n_evict && !st; l++)

@@ -44,8 +44,7 @@ typedef struct {
     kv_spec *derived;    /* [2 n_spec] future mass and the scorer that sees the future, of specs with oracle= */
     size_t n_ranking;
     kv_ranking *ranking;
-    struct kv_gpu_pass *gpu; /* where prefix points are measured (measure_gpu.h); NULL = on the CPU. Borrowed */
-    unsigned needs;          /* KV_NEED_* of all scorers together */
+    unsigned needs; /* KV_NEED_* of all scorers together */
     uint32_t max_window;
 } kv_plan;
 
@@ -53,6 +52,8 @@ typedef struct {
 kv_status kv_plan_build(const kv_scene *scene, const kv_spec *spec, size_t n_spec, uint32_t threads, kv_plan *p,
                         kv_error *err);
 void kv_plan_free(kv_plan *p);
+/* list [L]: the protected positions of a ranking of tokens in their order, then all others ascending. */
+kv_status kv_plan_list(const kv_ranking *r, uint32_t L, uint32_t *list, kv_error *err);
 
 /* counts [n_evict][n_unit]: how many entries of each order policy i keeps at budget C (protected ones included). */
 kv_status kv_plan_counts(const kv_plan *p, size_t i, const kv_budget_resolved *c, uint32_t *counts, kv_error *err);

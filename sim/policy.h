@@ -12,12 +12,10 @@
 #ifndef KV_POLICY_H
 #define KV_POLICY_H
 
+#include "kernels/kernels.h" /* kv_row_reduce, kv_group_reduce, kv_pooling */
 #include "traces/base.h"
 
 typedef enum { KV_GRAN_QUERY_HEAD, KV_GRAN_KV_HEAD, KV_GRAN_LAYER } kv_granularity;
-typedef enum { KV_ROWS_SUM, KV_ROWS_MEAN, KV_ROWS_MEAN_VAR, KV_ROWS_MAX } kv_row_reduce;
-typedef enum { KV_GROUP_NONE, KV_GROUP_MEAN, KV_GROUP_MAX, KV_GROUP_SUM, KV_GROUP_ALL } kv_group_reduce;
-typedef enum { KV_POOL_NONE, KV_POOL_AVG, KV_POOL_MAX } kv_pooling;
 /* When nothing is evicted: L <= C (NONE), L <= C + window (WINDOW: CAKE), L < C (BEYOND: Ada-KV's code, whose truncated
  * floor may drop one token per head at L = C). */
 typedef enum { KV_GUARD_NONE, KV_GUARD_WINDOW, KV_GUARD_BEYOND } kv_guard;

@@ -16,51 +16,24 @@ void kv_unit_heads(const kv_layer *l, uint32_t granularity, uint32_t u, uint32_t
     *first = u * *count;
 }
 
-void kv_pool(uint32_t pooling, uint32_t kernel, size_t n, float *x, float *tmp)
+kv_grouping kv_grouping_of(const kv_layer *l, const kv_spec *s)
 {
-    size_t half = kernel / 2;
-    if (pooling == KV_POOL_NONE || half == 0) return;
-    memcpy(tmp, x, n * sizeof *x);
-    for (size_t i = 0; i < n; i++) {
-        size_t a = i > half ? i - half : 0, b = i + half < n ? i + half : n - 1;
-        double sum = 0;
-        float max = tmp[a];
-        for (size_t j = a; j <= b; j++) {
-            sum += tmp[j];
-            if (tmp[j] > max) max = tmp[j];
-        }
-        x[i] = pooling == KV_POOL_AVG ? (float)(sum / kernel) : max;
-    }
+    return (kv_grouping){.n_q_head = l->n_q_head,
+                         .n_unit = kv_unit_count(l, s->granularity),
+                         .kernel = s->kernel,
+                         .reduce = (kv_group_reduce)s->group_reduce,
+                         .pooling = (kv_pooling)s->pooling,
+                         .pool_first = s->pool_first};
 }
 
 kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *per_head, float *score, kv_error *err)
 {
-    size_t L = l->L;
+    kv_grouping g = kv_grouping_of(l, s);
     float *tmp = NULL;
     kv_status st = kv_array(&tmp, n, sizeof *tmp, err);
-    if (st) return st;
-    if (s->pool_first)
-        for (uint32_t h = 0; h < l->n_q_head; h++) kv_pool(s->pooling, s->kernel, n, per_head + h * L, tmp);
-    for (uint32_t u = 0; u < kv_unit_count(l, s->granularity); u++) {
-        uint32_t first, count;
-        kv_unit_heads(l, s->granularity, u, &first, &count);
-        if (s->group_reduce == KV_GROUP_ALL) first = 0, count = l->n_q_head;
-        for (size_t i = 0; i < n; i++) {
-            double sum = 0;
-            float max = per_head[first * L + i];
-            for (uint32_t h = first; h < first + count; h++) {
-                float v = per_head[h * L + i];
-                sum += v;
-                if (v > max) max = v;
-            }
-            score[u * L + i] = s->group_reduce == KV_GROUP_MAX   ? max
-                               : s->group_reduce == KV_GROUP_SUM ? (float)sum
-                                                                 : (float)(sum / count);
-        }
-        if (!s->pool_first) kv_pool(s->pooling, s->kernel, n, score + u * L, tmp);
-    }
+    if (!st) kv_group_heads(&g, n, l->L, per_head, score, tmp);
     free(tmp);
-    return KV_OK;
+    return st;
 }
 
 void kv_spread_kv(const kv_layer *l, const kv_spec *s, const float *per_kv, float *score)
@@ -84,7 +57,8 @@ kv_status kv_score_norms(const kv_layer *l, const kv_spec *s, const float *x, fl
     if (st) return st;
     for (uint32_t h = 0; h < l->n_kv_head; h++)
         for (uint32_t i = 0; i < l->L; i++)
-            per_kv[(size_t)h * l->L + i] = sign * (float)kv_norm(l->d, x + ((size_t)h * l->scene->n_token + i) * l->d);
+            per_kv[(size_t)h * l->L + i] =
+                sign * (float)kv_length(l->d, x + ((size_t)h * l->scene->n_token + i) * l->d);
     kv_spread_kv(l, s, per_kv, score);
     free(per_kv);
     return KV_OK;
@@ -97,7 +71,7 @@ void kv_key_diversity(const kv_layer *l, uint32_t h, uint32_t n, const uint32_t 
     memset(anchor, 0, l->d * sizeof *anchor);
     for (uint32_t i = 0; i < n; i++) {
         const float *k = keys + (size_t)(idx ? idx[i] : i) * l->d;
-        double floor_norm = fmax(kv_norm(l->d, k), 1e-12);
+        double floor_norm = fmax(kv_length(l->d, k), 1e-12);
         for (uint32_t j = 0; j < l->d; j++) anchor[j] += k[j] / floor_norm;
     }
     for (uint32_t j = 0; j < l->d; j++) anchor[j] /= n, square += anchor[j] * anchor[j];
@@ -105,6 +79,6 @@ void kv_key_diversity(const kv_layer *l, uint32_t h, uint32_t n, const uint32_t 
         const float *k = keys + (size_t)(idx ? idx[i] : i) * l->d;
         double dot = 0;
         for (uint32_t j = 0; j < l->d; j++) dot += k[j] * anchor[j];
-        score[i] = (float)-(dot / (fmax(kv_norm(l->d, k), 1e-8) * fmax(sqrt(square), 1e-8)));
+        score[i] = (float)-(dot / (fmax(kv_length(l->d, k), 1e-8) * fmax(sqrt(square), 1e-8)));
     }
 }

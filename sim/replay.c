@@ -22,6 +22,47 @@ typedef struct {
     size_t turn; /* layers whose series are in the sums */
 } job;
 
+typedef struct {
+    const kv_plan *plan;
+    kv_point *point;
+    uint64_t *print;
+    kv_status *st;
+    kv_error *err;
+} points;
+
+static void count_task(void *ctx, size_t i)
+{
+    points *x = ctx;
+    kv_point *p = &x->point[i];
+    size_t units = x->plan->ranking[x->plan->ranking_of[p->spec]].n_unit;
+    x->st[i] = kv_array(&p->counts, x->plan->scene->n_evict * units, sizeof *p->counts, &x->err[i]);
+    if (!x->st[i]) x->st[i] = kv_plan_counts(x->plan, p->spec, &p->c, p->counts, &x->err[i]);
+}
+
+kv_status kv_points_count(const kv_plan *p, kv_point *point, size_t n_point, uint32_t threads, kv_error *err)
+{
+    points x = {.plan = p, .point = point};
+    kv_status st = kv_array(&x.st, n_point, sizeof *x.st, err);
+    if (!st) st = kv_array(&x.err, n_point, sizeof *x.err, err);
+    if (!st) kv_parallel(n_point, threads, count_task, &x);
+    for (size_t i = 0; i < n_point && !st; i++)
+        if ((st = x.st[i]) && err) *err = x.err[i];
+    free(x.st), free(x.err);
+    return st;
+}
+
+static void print_task(void *ctx, size_t i)
+{
+    points *x = ctx;
+    x->print[i] = kv_plan_fingerprint(x->plan, x->point[i].spec, x->point[i].counts);
+}
+
+void kv_points_print(const kv_plan *p, const kv_point *point, size_t n_point, uint32_t threads, uint64_t *print)
+{
+    points x = {.plan = p, .point = (kv_point *)point, .print = print};
+    kv_parallel(n_point, threads, print_task, &x);
+}
+
 /* The series of layer i, after those of the layers before it: sums of doubles keep one order whatever the threads, and
  * no more series are in memory than threads. Tasks start in order, so the layer waited for is under way. */
 static void merge_steps(job *j, kv_measure *m, size_t i)

@@ -37,6 +37,12 @@ typedef struct {
 
 #define KV_M_STEPS KV_M_BIT(63) /* beside the metrics: their values at every row */
 
+/* Makes and fills the counts of all points (kv_plan_counts); on failure those that were made are the caller's to free.
+ */
+kv_status kv_points_count(const kv_plan *p, kv_point *point, size_t n_point, uint32_t threads, kv_error *err);
+/* print [n_point] = kv_plan_fingerprint of each point's kept sets. */
+void kv_points_print(const kv_plan *p, const kv_point *point, size_t n_point, uint32_t threads, uint64_t *print);
+
 /* wanted = metrics, and KV_M_STEPS. The counts of scheduled points are written. tick(ctx, layers done) is called after
  * each layer, from any thread (NULL = no). KV_EMISSING when the trace has no measured rows; KV_EINTERRUPTED after a
  * signal. */

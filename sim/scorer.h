@@ -51,12 +51,10 @@ unsigned kv_spec_needs(const kv_spec *s);
 /* Units of a layer at a granularity, and the query heads that unit u reads: heads first..first+count-1. */
 uint32_t kv_unit_count(const kv_layer *l, uint32_t granularity);
 void kv_unit_heads(const kv_layer *l, uint32_t granularity, uint32_t u, uint32_t *first, uint32_t *count);
+kv_grouping kv_grouping_of(const kv_layer *l, const kv_spec *s);
 /* From one value per (query head, position) to units: pooling over positions 0..n-1 and the group reduction, in the
  * order of s->pool_first. per_head is [n_q_head][L] and is overwritten; score is [units][L]. */
 kv_status kv_reduce_heads(const kv_layer *l, const kv_spec *s, size_t n, float *per_head, float *score, kv_error *err);
-/* x[0..n) smoothed in place; tmp holds n floats. avg divides by the kernel also at the ends (torch counts the zero
- * padding); max takes the neighbours there are. */
-void kv_pool(uint32_t pooling, uint32_t kernel, size_t n, float *x, float *tmp);
 /* sign * L2 norm of every key or value (x = l->k or l->v), spread to units. */
 kv_status kv_score_norms(const kv_layer *l, const kv_spec *s, const float *x, float sign, float *score, kv_error *err);
 /* KeyDiff (arXiv 2504.15364, as kvpress runs it): score[j] = minus the cosine between key idx[j] (NULL: j) of KV head h

@@ -44,9 +44,10 @@ static const char HELP[] =
     "hands\n"
     "                        of an oracle, and the oracle of its class (up to 18 more runs a policy and budget)\n"
     "      --mem-limit B     e.g. 2GiB: fewer layers at a time, so that memory stays below it; a trace may be larger\n"
-    "      --backend B       where prefix policies are measured, and the model runs: cpu (auto), or cuda (there the "
-    "model\n"
-    "                        computes in the trace's dtype, and policies that decide while decoding are refused)\n"
+    "      --backend B       auto: policies are ranked and measured on a CUDA device where there is one; cpu; cuda: "
+    "the\n"
+    "                        model runs there too (in the trace's dtype; policies that decide while decoding are "
+    "refused)\n"
     "      --model MODEL     run the model itself with the evicted cache: delta_nll, kl, top1_agree, top5_overlap\n"
     "      --generate        with --model: let it answer by itself, 64 greedy tokens: answer_found, first_divergence\n"
     "\n"
@@ -153,12 +154,14 @@ static void closed_tick(void *bar, double done)
 }
 
 /* Two specs that kept the same sets at every budget where something was chosen: usually an option that does nothing. */
-static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, const char *path, kv_error *err)
+static kv_status twins(const kv_plan *p, const kv_point *point, size_t n, uint32_t threads, const char *path,
+                       kv_error *err)
 {
     uint64_t *print = NULL;
     kv_status st = kv_array(&print, n, sizeof *print, err);
+    if (!st) kv_points_print(p, point, n, threads, print);
     for (size_t i = 0; i < n && !st; i++)
-        print[i] = kv_schedule_used(p, point[i].spec) ? i : kv_plan_fingerprint(p, point[i].spec, point[i].counts);
+        if (kv_schedule_used(p, point[i].spec)) print[i] = i;
     for (size_t a = 0; a < p->n_spec && !st; a++)
         for (size_t b = a + 1; b < p->n_spec; b++) {
             size_t same = 0, differ = 0;
@@ -228,7 +231,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
     o->layers = sc.n_evict;
-    sc.n_asked = room, sc.mem_limit = o->mem_limit;
+    sc.n_asked = room, sc.mem_limit = o->mem_limit, sc.gpu = o->gpu;
     sc.wanted = o->wanted | (o->detail >= KV_DETAIL_STEP ? KV_M_STEPS : 0);
     if (!st) st = kv_array(&spec, o->rq.n_spec, sizeof *spec, err);
     if (!st) st = kv_array(&point, room, sizeof *point, err);
@@ -255,12 +258,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     if (st || !n_point) goto out;
     bar = kv_progress_start(path, sc.n_evict, "layers");
     st = kv_plan_build(&sc, spec, n_spec, o->jobs, &plan, err);
-    plan.gpu = o->gpu;
-    for (size_t i = 0; i < n_point && !st; i++) {
-        st = kv_array(&point[i].counts, (size_t)sc.n_evict * plan.ranking[plan.ranking_of[point[i].spec]].n_unit,
-                      sizeof(uint32_t), err);
-        if (!st) st = kv_plan_counts(&plan, point[i].spec, &point[i].c, point[i].counts, err);
-    }
+    if (!st) st = kv_points_count(&plan, point, n_point, o->jobs, err);
     if (!st && o->match) st = kv_ledger_match(&plan, point, n_point, o->jobs, err);
     bool want_gap = o->wanted >> KV_M_GAP_CLOSED & 1;
     kv_metric_set measure =
@@ -352,7 +350,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
         kv_corner_free(&corner), free(oracle), free(class);
     }
     if (!st) st = kv_results_commit(db, err), open = false;
-    if (!st) st = twins(&plan, point, n_point, path, err);
+    if (!st) st = twins(&plan, point, n_point, o->jobs, path, err);
     if (!st && !rp.layer_error && (o->wanted >> KV_M_LAYER_ERROR & 1))
         fprintf(stderr, "kv-sim: '%s' carries no W_O: layer_error is left out\n", kv_plain(path).s);
     if (!st && !rp.bound && (o->wanted & KV_M_BOUNDS))
@@ -373,6 +371,7 @@ out:
     free(spec), free(point), free(value), free(id), free(number), free(tie);
     free(gap), free(ledger.unit_read);
     kv_scene_close(&sc);
+    kv_gpu_pass_clear(o->gpu);
     kv_trace_close(t);
     return st;
 }
@@ -430,7 +429,8 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     if (!st) st = resolve(&o, err);
     if (!st) kv_spec_print_unread(o.rq.spec, o.rq.n_spec);
     bool cuda = !st && !strcmp(o.backend, "cuda");
-    if (cuda) st = kv_gpu_pass_open(&o.gpu, err);
+    if (!st && (cuda || (!strcmp(o.backend, "auto") && !o.mem_limit && kv_gpu_count() > 0)))
+        st = kv_gpu_pass_open(&o.gpu, err);
     if (!st && o.model_path)
         st = kv_model_open(o.model_path, cuda ? KV_WEIGHTS_STORED : KV_WEIGHTS_F32, o.jobs, &o.model, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);

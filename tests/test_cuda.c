@@ -1,19 +1,12 @@
-/* test_cuda.c - every device kernel of kernels/cuda.h against its definition (kernels/table_cuda.cu). Needs a device:
- * without one, or in a build without CUDA, nothing was tested and the line at the end says so. */
+/* test_cuda.c - every device kernel of kernels/cuda.h against its definition (kernels/table_cuda.cu, table_replay.cu).
+ * Needs a device: without one, or in a build without CUDA, nothing was tested and the line at the end says so. */
 #include "kernels/table_cuda.h"
 #include "tests/check.h"
 
-int main(int argc, char **argv)
+static void walk(const kv_kernel *table, size_t n, const char *only, const char *device)
 {
-    const char *only = argc > 1 ? argv[1] : "";
-    char device[128];
-    if (!kv_cuda_device(device, sizeof device)) {
-        SKIP("no CUDA device: no device kernel was run");
-        printf("0 passed, 0 failed, %d skipped\n", kv_n_skip);
-        return 0;
-    }
-    for (size_t i = 0; i < kv_cuda_count; i++) {
-        const kv_kernel *k = &kv_cuda_table[i];
+    for (size_t i = 0; i < n; i++) {
+        const kv_kernel *k = &table[i];
         double worst = 0;
         if (strncmp(k->name, only, strlen(only))) continue;
         for (size_t c = 0; c < k->n_case; c++) {
@@ -24,5 +17,18 @@ int main(int argc, char **argv)
         }
         printf("%-22s %2zu cases, worst error %.2f of what is allowed\n", k->name, k->n_case, worst);
     }
+}
+
+int main(int argc, char **argv)
+{
+    const char *only = argc > 1 ? argv[1] : "";
+    char device[128];
+    if (!kv_cuda_device(device, sizeof device)) {
+        SKIP("no CUDA device: no device kernel was run");
+        printf("0 passed, 0 failed, %d skipped\n", kv_n_skip);
+        return 0;
+    }
+    walk(kv_cuda_table, kv_cuda_count, only, device);
+    walk(kv_replay_table, kv_replay_count, only, device);
     return kv_tally();
 }

@@ -13,7 +13,10 @@ static kv_error err;
 
 static const char POLICIES[] = "snapkv:window=4,ada-snapkv:window=4,pyramidkv:window=4,h2o:window=2,tova:window=1,"
                                "streaming,knorm:window=2,random:window=0,cake:window=4,oracle:window=2,"
-                               "snapkv:window=4,granularity=query_head,full";
+                               "snapkv:window=4,granularity=query_head,full,lava:window=4,criticalkv:window=4,"
+                               "snapkv:window=7,row_reduce=max,pooling=avgpool,kernel=3,kvpress.observed_attention,"
+                               "kvpress.snapkv:window=40,h2o:window=2,granularity=layer,knorm:window=2,granularity="
+                               "query_head,snapkv:window=4,row_reduce=sum,group_reduce=max,kernel=5,keydiff:window=2";
 static const char *const BUDGET[] = {"3", "9", "17", "60%", "100%"};
 enum { N_BUDGET = sizeof BUDGET / sizeof *BUDGET };
 
@@ -28,6 +31,21 @@ static void far(gap *g, double a, double b, double scale, const char *what)
     if (!(e <= g->worst)) g->worst = e, g->what = what;
 }
 
+/* What decides kept sets is the same, byte for byte. */
+static void same_rankings(const kv_plan *a, const kv_plan *b)
+{
+    size_t E = a->scene->n_evict, L = a->scene->n_cut;
+    for (size_t r = 0; r < a->n_ranking; r++) {
+        const kv_ranking *x = &a->ranking[r], *y = &b->ranking[r];
+        size_t n = E * x->n_unit, m = x->n_item - x->n_forced;
+        CHECKF(!memcmp(x->order, y->order, n * L * 4), "%s: orders differ", x->spec->canonical);
+        CHECKF(!memcmp(x->sorted, y->sorted, n * m * 4), "%s: scores differ", x->spec->canonical);
+        CHECKF(!memcmp(x->entropy, y->entropy, E * 8) && !memcmp(x->variance, y->variance, E * 8) &&
+                   !memcmp(x->spread, y->spread, E * 8),
+               "%s: preferences differ", x->spec->canonical);
+    }
+}
+
 static void one_shape(kv_gpu_pass *gpu, const kv_tiny *shape)
 {
     char *path = kv_format("%s/t.kvt", dir);
@@ -35,7 +53,7 @@ static void one_shape(kv_gpu_pass *gpu, const kv_tiny *shape)
     kv_trace *t = NULL;
     kv_scene sc;
     kv_spec *spec = NULL;
-    kv_plan plan;
+    kv_plan plan, on_device;
     kv_replay cpu, dev, again;
     size_t n_spec = 0;
     data.xnorm = malloc((size_t)shape->n_layer * shape->n_token * sizeof *data.xnorm);
@@ -44,6 +62,10 @@ static void one_shape(kv_gpu_pass *gpu, const kv_tiny *shape)
     CHECK(!kv_trace_open(path, &t, &err) && !kv_scene_open(t, "prompt", 0, &sc, &err));
     CHECKF(!kv_spec_parse(POLICIES, &spec, &n_spec, &err), "%s", err.msg);
     CHECK(!kv_plan_build(&sc, spec, n_spec, 2, &plan, &err));
+    sc.gpu = gpu;
+    CHECKF(!kv_plan_build(&sc, spec, n_spec, 3, &on_device, &err), "%s", err.msg);
+    same_rankings(&plan, &on_device);
+    sc.gpu = NULL;
     size_t n = n_spec * N_BUDGET;
     kv_point *point = calloc(n, sizeof *point);
     for (size_t i = 0; i < n; i++) {
@@ -59,8 +81,9 @@ static void one_shape(kv_gpu_pass *gpu, const kv_tiny *shape)
     kv_metric_set wanted = 1u << KV_M_RECALL | 1u << KV_M_RECALL_CONTESTED | 1u << KV_M_HEAD_ERROR |
                            1u << KV_M_LAYER_ERROR | 1u << KV_M_NATS_LOST | 1u << KV_M_VALUE_DISTANCE;
     CHECKF(!kv_replay_run(&plan, point, n, wanted, 2, NULL, NULL, &cpu, &err), "%s", err.msg);
-    plan.gpu = gpu;
-    CHECKF(!kv_replay_run(&plan, point, n, wanted, 2, NULL, NULL, &dev, &err), "%s", err.msg);
+    sc.gpu = gpu;
+    CHECKF(!kv_replay_run(&on_device, point, n, wanted, 2, NULL, NULL, &dev, &err), "%s", err.msg);
+    kv_gpu_pass_clear(gpu); /* layers that did not stay go again, with the plan's orders */
     CHECK(!kv_replay_run(&plan, point, n, wanted, 1, NULL, NULL, &again, &err));
     gap g = {0};
     for (size_t i = 0; i < n * sc.n_evict * sc.info->n_q_head; i++) {
@@ -80,7 +103,8 @@ static void one_shape(kv_gpu_pass *gpu, const kv_tiny *shape)
     kv_replay_free(&cpu), kv_replay_free(&dev), kv_replay_free(&again);
     for (size_t i = 0; i < n; i++) free(point[i].counts);
     free(point);
-    kv_plan_free(&plan);
+    kv_gpu_pass_clear(gpu);
+    kv_plan_free(&plan), kv_plan_free(&on_device);
     for (size_t i = 0; i < n_spec; i++) kv_spec_free(&spec[i]);
     free(spec);
     kv_scene_close(&sc), kv_trace_close(t), kv_tiny_free(&data);

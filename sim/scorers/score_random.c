@@ -14,4 +14,4 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 }
 
 const kv_scorer kv_scorer_random = {
-    "random", "seeded uniform draw per unit and position", "seed window", 0, false, false, score};
+    "random", "seeded uniform draw per unit and position", "seed window", KV_NEED_SHAPE, false, false, score};

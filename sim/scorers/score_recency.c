@@ -12,4 +12,4 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
 }
 
 const kv_scorer kv_scorer_recency = {
-    "recency", "position; the first `sinks` tokens above all", "sinks", 0, false, false, score};
+    "recency", "position; the first `sinks` tokens above all", "sinks", KV_NEED_SHAPE, false, false, score};

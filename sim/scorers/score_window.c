@@ -18,27 +18,7 @@ static kv_status score(kv_layer *l, const kv_spec *s, float *out, kv_error *err)
     for (uint32_t h = 0; h < l->n_q_head && !st; h++) {
         const float *row = p + (size_t)h * w * l->L;
         float *to = per_head + (size_t)h * l->L;
-        memset(sum, 0, n * sizeof *sum);
-        memset(var, 0, n * sizeof *var);
-        for (uint32_t r = 0; r < w; r++)
-            for (uint32_t i = 0; i < n; i++) {
-                double a = row[(size_t)r * l->L + i];
-                if (s->row_reduce == KV_ROWS_MAX)
-                    sum[i] = a > sum[i] ? a : sum[i];
-                else
-                    sum[i] += a;
-            }
-        if (s->row_reduce == KV_ROWS_MEAN_VAR)
-            for (uint32_t r = 0; r < w; r++)
-                for (uint32_t i = 0; i < n; i++) {
-                    double d = row[(size_t)r * l->L + i] - sum[i] / w;
-                    var[i] += d * d;
-                }
-        for (uint32_t i = 0; i < n; i++)
-            to[i] = s->row_reduce == KV_ROWS_MEAN ? (float)(sum[i] / w)
-                    : s->row_reduce == KV_ROWS_MEAN_VAR
-                        ? (float)(sum[i] / w + (w > 1 ? s->gamma * (var[i] / (w - 1)) : 0))
-                        : (float)sum[i];
+        kv_reduce_rows((kv_row_reduce)s->row_reduce, s->gamma, w, n, row, l->L, sum, var, to);
     }
     if (!st) st = kv_reduce_heads(l, s, n, per_head, out, err);
     free(per_head), free(sum), free(var);
