@@ -69,11 +69,11 @@ $(OBJ)/%.c.o: %.c
 	$(call say,cc $<)$(CC) $(CFLAGS) $(if $(filter kernels/%,$<),-O3) $(CPPFLAGS) $(KFLAGS) -MMD -MP $(PKGCFLAGS) -c $< -o $@
 $(OBJ)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) $(if $(filter kernels/exact.cu,$<),-fmad=false) -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
+	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. $(GENCODE) $(if $(filter kernels/exact.cu,$<),-fmad=false) -MMD -MP -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
 # Code for Hopper's own instructions runs on compute capability 9.0 alone; the program picks these kernels there.
 $(OBJ)/%_sm90.cu.o: %_sm90.cu
 	@mkdir -p $(@D)
-	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. -gencode arch=compute_90a,code=sm_90a -MMD -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
+	$(call say,nvcc $<)$(NVCC) -O3 -lineinfo -std=c++17 -I. -gencode arch=compute_90a,code=sm_90a -MMD -MP -MF $(@:.o=.d) -Xcompiler -fno-exceptions,-fno-rtti,-Wall -c $< -o $@
 $(LIB): $(patsubst %,$(OBJ)/%.o,$(LIBSRC))
 	@rm -f $@ && ar rcs $@ $^
 define program
@@ -147,6 +147,10 @@ bench-gpu: $(OUT)/tests/bench_attention
 ## bench-capture: recording on against off for the 8B shape, beside Hugging Face's prefill where python3 has transformers
 bench-capture: $(OUT)/tests/bench_capture
 	@for n in 8192 32768 131072; do $(OUT)/tests/bench_capture synthetic:llama-8b $$n || exit 1; python3 tests/bench_hf.py $$n; done
+## bench-replay: 8 policies x 16 budgets on the GPU, from a capture of the 8B shape at 32,768 + 64 tokens (4.3 GB in build/)
+bench-replay: $(OUT)/kv-capture $(OUT)/tests/bench_replay_gpu
+	@[ -f $(OUT)/bench-8b.kvt ] || $(OUT)/kv-capture run -m synthetic:llama-8b --tokens random:32832 --prompt-tokens 32768 --record obs --wo embed -o $(OUT)/bench-8b.kvt
+	@$(OUT)/tests/bench_replay_gpu $(OUT)/bench-8b.kvt
 ## bench-decode: decode attention at the kept length against the full cache, as a ratio in one run
 bench-decode: $(OUT)/tests/bench_decode
 	@$(OUT)/tests/bench_decode
@@ -196,6 +200,6 @@ help:
 	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
 
 FORCE:
-.PHONY: all deps model demo test tests fuzz check-all test-gpu bench bench-gpu bench-capture bench-decode lint format install clean help FORCE
+.PHONY: all deps model demo test tests fuzz check-all test-gpu bench bench-gpu bench-capture bench-decode bench-replay lint format install clean help FORCE
 .SECONDARY:
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

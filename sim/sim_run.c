@@ -61,6 +61,7 @@ typedef struct {
     const char *db, *metrics, *detail_name, *shard, *backend, *model_path;
     kv_model *model;  /* NULL without --model */
     kv_gpu_pass *gpu; /* NULL: on the CPU */
+    bool model_cuda;  /* the model runs on the device */
     kv_closed_device device;
     bool generate;
     uint32_t jobs, shard_i, shard_n;
@@ -269,10 +270,10 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_progress_end(bar), bar = NULL;
     if (!st && o->wanted & KV_M_CLOSED & ~KV_M_GENERATED) {
         bar = kv_progress_start("closed loop", 1, "");
-        st = kv_closed_run(&plan, point, n_point, o->model, o->jobs, o->gpu ? &o->device : NULL, closed_tick, bar,
-                           &closed, err);
+        st = kv_closed_run(&plan, point, n_point, o->model, o->jobs, o->model_cuda ? &o->device : NULL, closed_tick,
+                           bar, &closed, err);
         kv_progress_end(bar), bar = NULL;
-        if (!st && o->gpu)
+        if (!st && o->model_cuda)
             fprintf(stderr, "kv-sim: %u branches of %u rows behind %u tokens in %.2f s on the GPU\n", closed.n_branch,
                     sc.n_token - sc.n_cut, sc.n_cut, closed.wall_s);
     }
@@ -428,11 +429,11 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
     if (!st && !rest.n) st = kv_fail(err, KV_EMISUSE, "no trace given");
     if (!st) st = resolve(&o, err);
     if (!st) kv_spec_print_unread(o.rq.spec, o.rq.n_spec);
-    bool cuda = !st && !strcmp(o.backend, "cuda");
-    if (!st && (cuda || (!strcmp(o.backend, "auto") && !o.mem_limit && kv_gpu_count() > 0)))
+    o.model_cuda = !st && !strcmp(o.backend, "cuda");
+    if (!st && (o.model_cuda || (!strcmp(o.backend, "auto") && !o.mem_limit && kv_gpu_count() > 0)))
         st = kv_gpu_pass_open(&o.gpu, err);
     if (!st && o.model_path)
-        st = kv_model_open(o.model_path, cuda ? KV_WEIGHTS_STORED : KV_WEIGHTS_F32, o.jobs, &o.model, err);
+        st = kv_model_open(o.model_path, o.model_cuda ? KV_WEIGHTS_STORED : KV_WEIGHTS_F32, o.jobs, &o.model, err);
     for (size_t i = 0; i < rest.n && !st; i++) st = look(rest.v[i], &o, err);
 #ifdef M_MMAP_THRESHOLD
     if (o.mem_limit) mallopt(M_MMAP_THRESHOLD, 256 << 10); /* what is freed goes back to the system at once */
