@@ -131,6 +131,13 @@ test:
 	@{ $(call install_cmd,$(DEB_MODEL)) && sh capture/get-model.sh build/models; } || echo "test: goes on without the real model; its tests are skipped"
 	@sh tests/run.sh $(OUT)
 tests: $(TESTS) $(PLUGINS)
+## faults: the n-th call fails, kill -9 at 200 moments, every bit flipped, 1,000 traces, a real Slurm: tests/README.md; hours
+faults: all $(PLUGINS) $(OUT)/tests/test_corrupt
+	python3 tests/faults.py $(OUT)
+	python3 tests/kills.py $(OUT) --moments 200
+	$(OUT)/tests/test_corrupt all
+	python3 tests/sweep.py $(OUT) --traces 1000
+	sh tests/slurm.sh $(OUT)
 ## bench: timings as CSV, one row per thing measured (needs `make model`)
 bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path $(OUT)/tests/bench_replay
 	@sh tests/bench.sh $(OUT)
@@ -200,6 +207,6 @@ help:
 	@echo "  now: CC=$(CC) CUDA=$(CUDA) SAN=$(SAN) output in $(OUT)/"
 
 FORCE:
-.PHONY: all deps model demo test tests fuzz check-all test-gpu bench bench-gpu bench-capture bench-decode bench-replay lint format install clean help FORCE
+.PHONY: all deps model demo test tests faults fuzz check-all test-gpu bench bench-gpu bench-capture bench-decode bench-replay lint format install clean help FORCE
 .SECONDARY:
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

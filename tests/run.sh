@@ -40,6 +40,9 @@ run golden-malformed python3 tests/golden/drive_models.py "$bin" tests/golden/mo
 run extra-models python3 tests/golden/drive_models.py "$bin" tests/golden/models_extra tiny
 run twin-models python3 tests/models_check.py "$bin" tests/golden/models_extra
 run refused-models python3 tests/refusals_check.py "$bin" tests/golden/models_extra/tiny
+run faults python3 tests/faults.py "$bin" --quick 2
+run kills python3 tests/kills.py "$bin" --moments 3
+run long-sweep python3 tests/sweep.py "$bin" --traces 100
 run hostile python3 tests/hostile_check.py "$bin"
 run layer-error python3 tests/layer_error_check.py "$bin" tests/golden/models_extra/tiny/gemma3 tests/golden/models_extra/tiny/granite tests/golden/models_extra/tiny/qwen3
 for c in tests/golden/policies/*/; do run "kept-$(basename "$c")" python3 tests/golden/drive_kept.py "$bin" tests/golden/policies "${c%/}"; done
