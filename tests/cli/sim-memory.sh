@@ -31,7 +31,7 @@ ok $run --mem-limit "$(sed -n 's/.*give at least \([0-9]*MiB\).*/\1/p' .err)" -b
 # Less memory than -j would take: fewer threads, with a message, and the same numbers. OpenBLAS alone wants 128 MiB a thread.
 run="kv-sim run big.kvt -p snapkv,h2o -b 5%,20%"
 ok $run --db plenty.db
-(ulimit -v 1500000 && exec $run -j 16 --db scarce.db) >.out 2>.err
+(ulimit -v 1500000 && exec timeout -s KILL 200 $run -j 16 --db scarce.db) >.out 2>.err
 check 'short of address space: it goes on' test $? -eq 0
 check 'with fewer threads, and says so' grep -q '^kv-sim: note: .*address space for -j 16: goes on with -j [1-9]*$' .err
 for x in plenty scarce; do python3 "$CLI/dump.py" $x.db >$x.txt; done
@@ -43,3 +43,24 @@ for limit in 200000 250000 300000 350000; do
     rc=$?
     check "with $limit KiB: done, or one line" test $rc -eq 0 -o "$rc/$(grep -vc ': note:' .err)" = 1/1
 done
+
+# A layer that finds no memory beside another one: the trace is begun anew with half as many threads.
+fault=$(dirname "$(command -v kv-sim)")/tests/fault.so
+if [ -f "$fault" ]; then
+    synth small.kvt --layers 4
+    small="kv-sim run small.kvt -p snapkv,h2o,cake -b 5%,20% -j 2 --db"
+    ok $small whole.db
+    python3 "$CLI/dump.py" whole.db >whole.txt
+    env LD_PRELOAD="$fault" KV_FAULT=count KV_FAULT_SAYS=says $small count.db 2>.err
+    n=$(sed -n 's/^alloc //p' says) i=0 again=0
+    while [ $i -lt 24 ]; do
+        i=$((i + 1))
+        rm -f less.db*
+        env LD_PRELOAD="$fault" KV_FAULT=alloc:$((n * i / 25)) $small less.db >.out 2>.err || continue
+        grep -q "^kv-sim: note: out of memory for 'small.kvt' with -j 2: goes on with -j 1\$" .err || continue
+        again=$((again + 1))
+        python3 "$CLI/dump.py" less.db >less.txt
+        check 'half the threads, the same numbers' cmp whole.txt less.txt
+    done
+    check 'it was tried again' test $again -gt 0
+fi

@@ -60,6 +60,8 @@ while [ $i -lt 7 ]; do
 done >p.jsonl
 capture="kv-capture run -m $MODEL --prompts p.jsonl --backend cpu"
 ok $capture -o whole
+for i in 1 2 3; do $capture --dry-run --shard $i/3; done | sed -n 's/^\(p[0-9]\): .*/\1/p' >dry.txt
+check 'every prompt is in one part' test "$(wc -l <dry.txt)/$(sort -u dry.txt | wc -l)" = 7/7
 for i in 1 2 3; do part 3 $i traces $capture 2>$i.err & done
 wait
 check 'every part did its own' test "$(cat [123].err | grep -c 'tokens in')" = 7
