@@ -29,7 +29,7 @@ PKGS      := libzstd jansson libpcre2-8 libutf8proc sqlite3 openblas zlib
 # The packages may be missing while `make deps` runs, so these are recursive and silent.
 PKGCFLAGS  = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS       = $(shell pkg-config --libs $(PKGS) 2>/dev/null || echo -lzstd -ljansson -lpcre2-8 -lutf8proc -lsqlite3 -lopenblas -lz) -ldl -lm
-KSRC      := $(filter-out kernels/nocuda.c,$(wildcard kernels/*.c))
+KSRC      := $(filter-out kernels/nocuda%,$(wildcard kernels/*.c))
 ifeq ($(CUDA),1)
 CUDA_HOME ?= $(abspath $(dir $(realpath $(NVCC)))/..)
 GENCODE   := $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
@@ -37,7 +37,7 @@ GENCODE   := $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
 CULIBS    := -L$(CUDA_HOME)/lib64 -lcudart_static -lcublas -lstdc++ -lrt
 KSRC      += $(wildcard kernels/*.cu)
 else
-KSRC      += $(wildcard kernels/nocuda.c)
+KSRC      += $(wildcard kernels/nocuda*.c)
 endif
 
 MAINS     := $(foreach p,$(PROGRAMS),$(MAIN_$p))

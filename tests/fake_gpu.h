@@ -15,7 +15,6 @@
 #include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "kernels/random.h"
-#include "kernels/walk_dev.h"
 #include "traces/base.h"
 
 typedef struct fake_block {
@@ -562,38 +561,6 @@ int kv_softcap_dev(size_t n, float *x, float cap, struct CUstream_st *stream)
     fake_touch(x, stream->device);
     for (size_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
     return fake_call();
-}
-
-/* ------------------------------------------------------------------------------------------------ walk_dev.h: not here
- */
-size_t kv_turned_scratch(const kv_turned *t)
-{
-    (void)t;
-    return 0;
-}
-int kv_turned_dev(const kv_turned *t, float *p, float *lse, void *scratch, struct CUstream_st *stream)
-{
-    (void)t, (void)p, (void)lse, (void)scratch, (void)stream;
-    return FAKE_LOST;
-}
-int kv_walk_dev(size_t n_col, size_t d, const float *p, size_t ld, const float *v, const uint32_t *order,
-                const uint8_t *flag, size_t n_piece, const uint32_t *piece, float *part, double *mass, double *cmass,
-                struct CUstream_st *stream)
-{
-    (void)n_col, (void)d, (void)p, (void)ld, (void)v, (void)order, (void)flag, (void)n_piece, (void)piece;
-    (void)part, (void)mass, (void)cmass, (void)stream;
-    return FAKE_LOST;
-}
-int kv_look_dev(const kv_look *l, struct CUstream_st *stream)
-{
-    (void)l, (void)stream;
-    return FAKE_LOST;
-}
-int kv_place_diff_dev(size_t n_slot, const int32_t *check, size_t n_head, size_t n_row, size_t d, const void *diff,
-                      size_t width, void *to, struct CUstream_st *stream)
-{
-    (void)n_slot, (void)check, (void)n_head, (void)n_row, (void)d, (void)diff, (void)width, (void)to, (void)stream;
-    return FAKE_LOST;
 }
 
 #endif
