@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -33,7 +34,7 @@ static const char *const NAME[KINDS] = {"alloc", "open", "read", "write", "sync"
 static const int REASON[KINDS] = {ENOMEM, EMFILE, EIO, ENOSPC, EIO, EIO, EIO, EAGAIN};
 
 static atomic_long calls[KINDS];
-static atomic_bool armed, fired;
+static atomic_bool armed, fired, told;
 static int kind = -1;
 static long nth;
 static char how; /* 0, '+', '!' */
@@ -54,7 +55,8 @@ static bool fails(int k)
     if (!atomic_load_explicit(&armed, memory_order_relaxed)) return false;
     long n = atomic_fetch_add(&calls[k], 1) + 1;
     if (k != kind || n < nth || (n > nth && how != '+') || getpid() != own) return false;
-    if (!atomic_exchange(&fired, true)) say("fired\n");
+    if (!atomic_exchange(&fired, true)) say("fired\n"), atomic_store(&told, true);
+    while (!atomic_load(&told)) sched_yield(); /* nobody ends the process before that is written down */
     if (how == '!') kill(own, SIGKILL);
     errno = REASON[k];
     return true;
