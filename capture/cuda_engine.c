@@ -118,28 +118,24 @@ static kv_status device_rooms(kv_cuda *e, kv_cuda_gpu *v, kv_error *err)
     return kv_cuda_needs_tmp(e->m) ? kv_cuda_room(v, a, n * h * sizeof(float), "activations", &v->tmp, err) : KV_OK;
 }
 
-/* Room for statistics and column sums, with the first call that wants them. */
+/* Room for statistics and column sums of as many rows as there may be, with the first call that wants them. */
 static kv_status call_rooms(kv_cuda *e, kv_error *err)
 {
-    const kv_model_desc *d = &e->m->desc;
-    size_t q = (size_t)d->n_q_head;
-    bool stat = e->stat && !e->stat_room,
-         sums = e->sums && (e->n_prompt != e->sum_prompt || e->n_context != e->sum_context);
+    size_t q = (size_t)e->m->desc.n_q_head * e->o.capacity;
+    bool stat = e->stat && !e->stat_room, sums = e->sums && !e->sum_room,
+         context = e->sums && e->n_context && !e->context_room;
     kv_status st = KV_OK;
-    for (uint32_t i = 0; i < e->n_dev && !st && (stat || sums); i++) {
+    for (uint32_t i = 0; i < e->n_dev && !st && (stat || sums || context); i++) {
         kv_cuda_gpu *v = &e->dev[i];
         st = kv_cuda_check(v, kv_gpu_select(v->id), "the device", err);
         for (int k = 0; k < 2 && !st; k++) {
             kv_cuda_slot *s = &v->slot[k];
-            if (stat) st = kv_cuda_room(v, &v->rooms, q * e->o.capacity * 16, "statistics", &s->stat, err);
-            if (!st && sums)
-                st = kv_cuda_room(v, &v->rooms, q * e->n_prompt * sizeof(double), "column sums", &s->sum, err);
-            if (!st && sums)
-                st = kv_cuda_room(v, &v->rooms, q * e->n_context * sizeof(float), "column sums", &s->sum_ctx, err);
+            if (stat) st = kv_cuda_room(v, &v->rooms, q * 4 * sizeof(float), "statistics", &s->stat, err);
+            if (!st && sums) st = kv_cuda_room(v, &v->rooms, q * sizeof(double), "column sums", &s->sum, err);
+            if (!st && context) st = kv_cuda_room(v, &v->rooms, q * sizeof(float), "column sums", &s->sum_ctx, err);
         }
     }
-    if (!st && stat) e->stat_room = true;
-    if (!st && sums) e->sum_prompt = e->n_prompt, e->sum_context = e->n_context;
+    if (!st) e->stat_room |= stat, e->sum_room |= sums, e->context_room |= context;
     return st;
 }
 
@@ -173,7 +169,7 @@ static kv_status cuda_resize(kv_engine *base, uint32_t capacity, kv_error *err)
     kv_gpu_host_free(e->nll_host);
     if (!(e->nll_host = kv_gpu_host_alloc(capacity * sizeof *e->nll_host)))
         return kv_cuda_check(e->dev, KV_GPU_ENOMEM, "page-locked host memory", err);
-    e->stat_room = false, e->sum_prompt = e->sum_context = 0;
+    e->stat_room = e->sum_room = e->context_room = false;
     for (uint32_t i = 0; i < e->n_dev && !st; i++) {
         if ((st = kv_cuda_check(&e->dev[i], kv_gpu_select(e->dev[i].id), "the device", err))) break;
         kv_cuda_free_arena(&e->dev[i].rooms);
@@ -373,9 +369,10 @@ static bool cuda_memory(const kv_engine *base, kv_trace_memory *out)
 }
 
 /* ------------------------------------------------------------------------------------------------ open and close */
+/* Also what a device that is lost has left on the host. */
 static void close_device(kv_cuda_gpu *v)
 {
-    if (kv_gpu_select(v->id)) return;
+    kv_gpu_select(v->id);
     for (int i = 0; i < 2; i++) {
         kv_cuda_slot *s = &v->slot[i];
         kv_gpu_event_close(s->begun), kv_gpu_event_close(s->done), kv_gpu_event_close(s->fetched);

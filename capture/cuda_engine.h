@@ -147,10 +147,9 @@ typedef struct {
     kv_cuda_compare compare; /* on the first device */
     kv_cuda_slot *at;        /* of the layer that is being recorded */
     uint32_t call_rows, n_prompt, n_context;
-    uint32_t losses_begun;            /* rows of this call whose losses are queued */
-    bool stat, sums;                  /* of this call */
-    uint32_t sum_prompt, sum_context; /* room for column sums */
-    bool stat_room;
+    uint32_t losses_begun; /* rows of this call whose losses are queued */
+    bool stat, sums;       /* of this call */
+    bool stat_room, sum_room, context_room;
     struct kv_cuda_tickets *tickets;
     double compute_s;
     float *logits_host, *nll_host; /* page-locked */

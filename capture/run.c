@@ -434,7 +434,9 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
     out->run_s = now_s() - began;
     if (regular && !kv_trace_open(path, &back, NULL)) used = kv_trace_reader_usage(back);
     count_bytes(&used, out);
-out:
+out:;
+    /* Nothing may be on its way from the engine any more; and were all layers that it handed in written? */
+    bool written = s.w && !kv_trace_flush(s.w, NULL);
     if (st == KV_EINTERRUPTED)
         kv_fail(err, st,
                 "capture of '%s' stopped by a signal after %u of %u layers: '%s.partial' keeps them "
@@ -443,11 +445,10 @@ out:
     else if (st && s.layers_done && regular && s.w) {
         kv_error why = err ? *err : (kv_error){""};
         if (!strstr(why.msg, "recover"))
-            kv_fail(err, st, "%.700s; '%s.partial' keeps %u of %u layers ('kv-trace recover' makes a trace of them)",
-                    why.msg, path, s.layers_done, s.n_layer);
+            kv_fail(err, st, "%.700s; '%s.partial' keeps %s%u of %u layers ('kv-trace recover' makes a trace of them)",
+                    why.msg, path, written ? "" : "at most ", s.layers_done, s.n_layer);
     }
     kv_trace_close(back);
-    if (s.w) kv_trace_flush(s.w, NULL); /* nothing may be on its way from the engine */
     if (runs) drop_engine(&s, st);
     kv_trace_abandon(s.w);
     kv_recorder_close(rec);

@@ -33,27 +33,31 @@ struct kv_gpu_blas {
     int device;
 };
 
+#define FAKE_LOST 719               /* cudaErrorLaunchFailure */
+#define FAKE_FILL ((size_t)1 << 20) /* bytes of fresh memory that hold rubbish, at most */
+
 static struct {
     int devices, at;
     size_t limit;    /* bytes of a device; 0 = none */
     long fail_after; /* calls until everything fails, -1 = never */
+    bool once;       /* only that one call fails */
+    int code;        /* with this error */
     long calls;
     size_t held[8];
     int live;      /* blocks, streams, events, handles */
     int strangers; /* accesses to another device's memory */
     fake_block *blocks;
     pthread_mutex_t lock;
-} fake = {.devices = 1, .fail_after = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
-
-#define FAKE_LOST 719 /* cudaErrorLaunchFailure */
+} fake = {.devices = 1, .fail_after = -1, .code = FAKE_LOST, .lock = PTHREAD_MUTEX_INITIALIZER};
 
 static int fake_call(void)
 {
     pthread_mutex_lock(&fake.lock);
-    bool fails = fake.fail_after >= 0 && fake.calls >= fake.fail_after;
+    bool fails = fake.fail_after >= 0 && (fake.once ? fake.calls == fake.fail_after : fake.calls >= fake.fail_after);
+    int code = fails ? fake.code : 0;
     fake.calls++;
     pthread_mutex_unlock(&fake.lock);
-    return fails ? FAKE_LOST : 0;
+    return code;
 }
 
 static void fake_touch(const void *p, int device)
@@ -70,7 +74,7 @@ static void *fake_alloc(size_t n, int device)
 {
     fake_block *b = malloc(sizeof *b + n + 1);
     if (!b) abort();
-    memset(b + 1, 0xA5, n);
+    memset(b + 1, 0xA5, n < FAKE_FILL ? n : FAKE_FILL);
     pthread_mutex_lock(&fake.lock);
     *b = (fake_block){.next = fake.blocks, .n = n + 1, .device = device};
     fake.blocks = b, fake.live++;
@@ -135,8 +139,9 @@ int kv_gpu_count(void)
 }
 int kv_gpu_select(int device)
 {
-    fake.at = device;
-    return 0;
+    int g = fake_call();
+    if (!g) fake.at = device;
+    return g;
 }
 int kv_gpu_memory(size_t *available, size_t *total)
 {
