@@ -431,10 +431,9 @@ static kv_status open_device(kv_cuda_gpu *v, kv_error *err)
 /* Steps that the forward pass on a device does not have. */
 static kv_status check_architecture(const kv_model_desc *d, kv_error *err)
 {
-    const char *what = d->act != KV_ACT_SILU && d->act != KV_ACT_GELU_TANH ? "exact GELU"
-                       : d->n_expert && d->residual_scale != 1 ? "a mixture of experts with scaled residuals"
-                       : d->n_expert > 1024                    ? "more than 1,024 experts"
-                                                               : NULL;
+    const char *what = d->n_expert && d->residual_scale != 1 ? "a mixture of experts with scaled residuals"
+                       : d->n_expert > 1024                  ? "more than 1,024 experts"
+                                                             : NULL;
     if (!what) return KV_OK;
     return kv_fail(err, KV_EUNSUPPORTED, "model '%s' has %s, which the CUDA engine does not: use --backend cpu",
                    d->name, what);

@@ -131,7 +131,8 @@ static int feed_forward(kv_cuda *e, kv_cuda_gpu *v, uint32_t l, const kv_cuda_ff
 {
     const kv_model_desc *d = &e->m->desc;
     size_t ffn = d->ffn, hidden = d->hidden, wide = gate_size(e);
-    int bits = wide == e->size ? e->bits : 32, act = d->act == KV_ACT_SILU ? KV_GATE_SILU : KV_GATE_GELU_TANH, g;
+    int bits = wide == e->size ? e->bits : 32, g;
+    int act = d->act == KV_ACT_SILU ? KV_GATE_SILU : d->act == KV_ACT_GELU ? KV_GATE_GELU : KV_GATE_GELU_TANH;
     void *gate = v->work, *up = at(gate, n * ffn, wide), *inner = at(gate, n * ffn * (d->gated ? 2 : 1), wide);
 
     if (!d->gated) {

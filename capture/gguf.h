@@ -15,7 +15,8 @@
 #ifndef KV_GGUF_H
 #define KV_GGUF_H
 
-#include "capture/quant.h"
+#include "kernels/quant.h"
+#include "traces/base.h"
 #include "capture/strmap.h"
 
 #define KV_GGUF_KEYS_MAX    (1u << 16)

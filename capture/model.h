@@ -28,7 +28,8 @@
 #ifndef KV_MODEL_H
 #define KV_MODEL_H
 
-#include "capture/quant.h"
+#include "kernels/quant.h"
+#include "traces/base.h"
 
 typedef enum { KV_NORM_RMS, KV_NORM_LAYER } kv_norm_kind;                     /* LAYER: mean subtracted, with bias */
 typedef enum { KV_QK_NORM_NONE, KV_QK_NORM_HEAD, KV_QK_NORM_ALL } kv_qk_norm; /* weights [head_dim]; [heads*head_dim] */

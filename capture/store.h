@@ -5,7 +5,8 @@
 #ifndef KV_STORE_H
 #define KV_STORE_H
 
-#include "capture/quant.h"
+#include "kernels/quant.h"
+#include "traces/base.h"
 #include "capture/strmap.h"
 
 #define KV_STORE_TENSORS_MAX (1u << 17)

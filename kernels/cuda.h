@@ -100,7 +100,7 @@ int kv_heads_dev(size_t n_row, size_t n_head, size_t d, const void *proj, int in
                  void *out, int bits, size_t out_head, uint32_t *over, struct CUstream_st *stream);
 /* out = act(gate (+ gate_bias)) * up; up NULL = 1. gate and up: n_row rows of n at ld_in, of in_bits; out [n_row][n] of
  * `bits`; gate_bias [n] or NULL. */
-enum { KV_GATE_SILU = 0, KV_GATE_GELU_TANH = 1 };
+enum { KV_GATE_SILU = 0, KV_GATE_GELU_TANH = 1, KV_GATE_GELU = 2 };
 int kv_gate_dev(size_t n_row, size_t n, int act, const void *gate, const void *up, int in_bits, size_t ld_in,
                 const float *gate_bias, void *out, int bits, struct CUstream_st *stream);
 /* x[r] += y[r] (+ bias): x [n_row][n] f32; y of in_bits, rows at ld_y, may be NULL; bias [n] or NULL. */

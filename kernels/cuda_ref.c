@@ -41,8 +41,9 @@ void kv_gate_ref(size_t n, int act, const float *gate, const float *up, float *o
 {
     for (size_t i = 0; i < n; i++) {
         double g = gate[i];
-        double y = act == KV_GATE_SILU ? g / (1 + exp(-g))
-                                       : 0.5 * g * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)));
+        double y = act == KV_GATE_SILU   ? g / (1 + exp(-g))
+                   : act == KV_GATE_GELU ? 0.5 * g * (1 + erf(g / sqrt(2.0)))
+                                         : 0.5 * g * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)));
         out[i] = (float)(y * (up ? up[i] : 1));
     }
 }

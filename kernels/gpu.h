@@ -87,6 +87,12 @@ int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *l
 /* out[i] = kv_random_weight(seed, first + i, scale) as `bits` (random.h). */
 int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s);
 
+/* Rows of a stored matrix, whole blocks of ggml's tensor type (quant.h) one behind the other, as `bits`: what the
+ * type's `expand` gives, rounded, to the bit. found[0] falls to first + r for the first row r with a value that is not
+ * finite, found[1] for the first with one that becomes infinite. Types without `expand` are refused. */
+int kv_expand_dev(uint32_t type, size_t n_row, size_t n_col, const void *src, void *dst, int bits, uint64_t first,
+                  uint64_t *found, kv_gpu_stream s);
+
 /* Definitions of these, on floats in memory: sources of kv_planes_ref are floats, p of kv_map_ref is not rounded. */
 void kv_planes_ref(size_t n_head, size_t n, const float *src, size_t src_head, uint8_t *dst, int bits, bool split);
 void kv_nll_ref(size_t n_row, size_t n_vocab, const float *logits, const uint32_t *target, float *nll);

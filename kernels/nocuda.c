@@ -206,6 +206,13 @@ int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *l
     return NO_DEVICE;
 }
 
+int kv_expand_dev(uint32_t type, size_t n_row, size_t n_col, const void *src, void *dst, int bits, uint64_t first,
+                  uint64_t *found, kv_gpu_stream s)
+{
+    (void)type, (void)n_row, (void)n_col, (void)src, (void)dst, (void)bits, (void)first, (void)found, (void)s;
+    return NO_DEVICE;
+}
+
 int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s)
 {
     (void)seed, (void)first, (void)n, (void)scale, (void)out, (void)bits, (void)s;

@@ -84,6 +84,7 @@ template <typename F> KV_DEV F block_sum(F x, F *part)
 
 KV_DEV float active(int act, float g)
 {
+    if (act == KV_GATE_GELU) return 0.5f * g * (1.f + erff(g * 0.70710678f));
     float u =
         act == KV_GATE_SILU ? g : 1.5957691216f * (g + 0.044715f * g * g * g); /* 0.5 (1 + tanh y) = 1 / (1 + e^-2y) */
     return g / (1.f + expf(-u));
@@ -365,7 +366,7 @@ int kv_heads_dev(size_t n_row, size_t n_head, size_t d, const void *proj, int in
 int kv_gate_dev(size_t n_row, size_t n, int act, const void *gate, const void *up, int in_bits, size_t ld_in,
                 const float *gate_bias, void *out, int bits, cudaStream_t stream)
 {
-    if (!is_type(bits) || !is_type(in_bits) || (act != KV_GATE_SILU && act != KV_GATE_GELU_TANH)) return BAD;
+    if (!is_type(bits) || !is_type(in_bits) || act < KV_GATE_SILU || act > KV_GATE_GELU) return BAD;
     if (!n_row || !n) return 0;
     if (four(gate, in_bits, n, ld_in) && four(up, in_bits, n, ld_in) && four(out, bits, n, n))
         gate_up<4><<<blocks_of(n_row * n / 4), THREADS, 0, stream>>>(n_row, n, act, gate, up, in_bits, ld_in, gate_bias,

@@ -3,6 +3,7 @@
  * kernel twice (the bytes must agree) and compares. Outputs start poisoned, so what was not written shows. */
 #include "kernels/attention.cuh"
 #include "kernels/gpu.h"
+#include "kernels/quant.h"
 #include "kernels/random.h"
 #include "kernels/table_cuda.cuh"
 #include "kernels/tensor.cuh"
@@ -231,12 +232,12 @@ void check_heads(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verd
     close_pool(&p);
 }
 
-/* softcap 1: gelu; window 1: without up */
+/* row0: which; window 1: without up */
 void check_gate(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
 {
     pool p = {v, seed};
     const size_t m = c->n_row, n = c->d, ld = 2 * n;
-    const int act = c->softcap > 0 ? KV_GATE_GELU_TANH : KV_GATE_SILU;
+    const int act = (int)c->row0;
     float *x = floats(&p, m * ld, 10), *want = floats(&p, m * n, 0), *bias = floats(&p, n, 1), *g = floats(&p, n, 1);
     void *dx = upload(&p, c->kind, m * ld, x), *db = upload(&p, 32, n, bias), *out = device(&p, m * n * 4);
     for (size_t r = 0; r < m; r++) {
@@ -336,11 +337,10 @@ const kv_case heads_cases[] = {
     {70, 3, 64, 131000, 64, 0, 32}, {33, 5, 128, 4000, 128, 1, 17}, {20, 2, 80, 61, 32, 1, 16},
     {9, 4, 48, 0, 0, 0, 16},        {1, 8, 256, 7, 256, 1, 32},     {11, 2, 7, 3, 4, 0, 32},
     {37, 6, 64, 500, 64, 1, 17},    {50, 3, 128, 90, 0, 0, 16},     {21, 2, 256, 8, 256, 1, 16}};
-const kv_case gate_cases[] = {{3, 0, 1536, 0, 0, 0, 32},
-                              {2, 0, 14336, 0, 0, 1, 17},
-                              {5, 0, 37, 0, 1, 1, 16},
-                              {4, 0, 99, 0, 0, 0, 17},
-                              {3, 0, 64, 0, 1, 0, 32}};
+const kv_case gate_cases[] = {{3, 0, 1536, KV_GATE_SILU, 0, 0, 32},    {2, 0, 14336, KV_GATE_GELU_TANH, 0, 0, 17},
+                              {5, 0, 37, KV_GATE_GELU_TANH, 1, 0, 16}, {4, 0, 99, KV_GATE_SILU, 0, 0, 17},
+                              {3, 0, 64, KV_GATE_SILU, 1, 0, 32},      {3, 0, 1536, KV_GATE_GELU, 0, 0, 32},
+                              {2, 0, 41, KV_GATE_GELU, 1, 0, 17}};
 const kv_case element_cases[] = {{3, 0, 576, 0, 0, 0, 32}, {2, 0, 4096, 0, 0, 0, 17}, {5, 0, 37, 0, 0, 0, 16}};
 
 /* ------------------------------------------------------------------------------------------------ of a capture (gpu.h)
@@ -452,6 +452,47 @@ void check_random(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_ver
     close_pool(&p);
 }
 
+/* n_row rows of d elements of ggml's type `kind`, as row0 bits; then one value of the last row is infinite, and one of
+ * the row before it too large for f16. */
+void check_expand(const kv_kernel *self, const kv_case *c, uint64_t seed, kv_verdict *v)
+{
+    pool p = {v, seed};
+    const kv_quant *q = kv_quant_find((uint32_t)c->kind);
+    const size_t m = c->n_row, n = m * c->d, row = c->d / q->block * q->bytes, size = c->row0 == 32 ? 4 : 2;
+    /* the high byte of a block's first scale (of the value itself) and the halves there are */
+    const size_t high = (q->id == 0 ? 2 : q->id == 10 ? 80 : q->id == 11 ? 108 : q->id == 14 ? 208 : 0) + 1;
+    const bool two = q->id == 3 || q->id == 7 || q->id == 10 || q->id == 12 || q->id == 13;
+    uint8_t *raw = (uint8_t *)floats(&p, m * row / 4 + 1, 1), *got = (uint8_t *)floats(&p, n, 1);
+    float *want = floats(&p, n, 0);
+    uint32_t x = (uint32_t)seed;
+    for (size_t i = 0; i < m * row; i++) raw[i] = (uint8_t)((x = x * 1664525u + 1013904223u) >> 24);
+    for (size_t b = high; b < m * row; b += q->bytes) raw[b] &= 0xbf, raw[b + 2 * two] &= 0xbf; /* finite */
+    q->expand(raw, n / q->block, want);
+    const uint64_t none[2] = {UINT64_MAX, UINT64_MAX};
+    uint64_t found[2];
+    void *src = device(&p, m * row), *dst = device(&p, n * size), *df = device(&p, sizeof none);
+    for (int turn = 0; turn < 2; turn++) {
+        if (!p.error) p.error = cudaMemcpy(src, raw, m * row, cudaMemcpyHostToDevice);
+        if (!p.error) p.error = cudaMemcpy(df, none, sizeof none, cudaMemcpyHostToDevice);
+        if (!p.error)
+            p.error = (cudaError_t)kv_expand_dev(q->id, m, c->d, src, dst, (int)c->row0, 1000, (uint64_t *)df, 0);
+        if (!p.error) p.error = cudaMemcpy(found, df, sizeof found, cudaMemcpyDeviceToHost);
+        if (!turn && !p.error) p.error = cudaMemcpy(got, dst, n * size, cudaMemcpyDeviceToHost);
+        if (found[0] != (turn ? 1000 + m - 1 : UINT64_MAX)) fail(v, "the row that is not finite");
+        if (turn && q->id == 0 && c->row0 == 16 && found[1] > 1000 + m - 2) fail(v, "the row that is too large");
+        raw[(m - 1) * row + high] |= 0x7f, raw[(m - 1) * row + high - 1] |= 0x80;
+        raw[(m - 2) * row + high] |= 0x4f, raw[(m - 2) * row + high] &= 0xcf;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u, is = 0;
+        memcpy(&u, want + i, 4);
+        memcpy(&is, got + size * i, size);
+        if (is != (size == 4 ? u : c->row0 == 17 ? kv_bf16_bits(u) : kv_f16_bits(u))) fail(v, "values differ");
+    }
+    (void)self;
+    close_pool(&p);
+}
+
 const kv_case planes_cases[] = {{1, 1, 0, 0, 0, 0, 32},   {3, 1024, 0, 0, 0, 0, 17}, {2, 1001, 0, 0, 0, 0, 16},
                                 {2, 77, 0, 0, 0, 0, 32},  {2, 77, 0, 0, 1, 0, 17},   {1, 300, 0, 0, 1, 0, 32},
                                 {3, 130, 0, 0, 0, 0, 64}, {4, 64, 0, 0, 1, 0, 64},   {2, 5000, 0, 0, 0, 1, 32}};
@@ -461,6 +502,15 @@ const kv_case router_cases[] = {
     {1, 1, 8, 1, 0, 0, 0}, {9, 4, 33, 2, 1, 0, 0}, {17, 64, 20, 6, 0, 0, 0}, {5, 130, 7, 8, 1, 0, 0}};
 const kv_case map_cases[] = {{7, 30, 16, 23, 0, 0, 32}, {9, 300, 64, 100, 40, 0, 17}, {3, 600, 24, 500, 0, 5, 16}};
 const kv_case random_cases[] = {{1, 0, 1, 0, 0, 0, 32}, {300, 0, 70, 0, 0, 0, 17}, {300, 0, 70, 0, 0, 0, 32}};
+
+#define ALL(type, d)                                                                                                   \
+    {3, 0, d, 32, 0, 0, type}, {5, 0, 2 * d, 17, 0, 0, type},                                                          \
+    {                                                                                                                  \
+        70, 0, 4 * d, 16, 0, 0, type                                                                                   \
+    }
+const kv_case expand_cases[] = {ALL(0, 33),   ALL(1, 33),   ALL(30, 33),  ALL(2, 32),   ALL(3, 32),
+                                ALL(6, 32),   ALL(7, 32),   ALL(8, 32),   ALL(20, 32),  ALL(10, 256),
+                                ALL(11, 256), ALL(12, 256), ALL(13, 256), ALL(14, 256), ALL(23, 256)};
 
 #define ROW(name, cls, tol, cases, check)                                                                              \
     {                                                                                                                  \
@@ -500,5 +550,6 @@ extern const kv_kernel kv_cuda_table[] = {
     ROW("router", KV_CLOSE, 2e-6, router_cases, check_router),
     ROW("map", KV_CLOSE, 1e-3, map_cases, check_map),
     ROW("random", KV_EXACT, 0, random_cases, check_random),
+    ROW("expand", KV_EXACT, 0, expand_cases, check_expand),
 };
 extern const size_t kv_cuda_count = COUNT(kv_cuda_table);

@@ -14,6 +14,7 @@
 #include "kernels/gpu.h"
 #include "kernels/half.h"
 #include "kernels/kernels.h"
+#include "kernels/quant.h"
 #include "kernels/random.h"
 #include "traces/base.h"
 
@@ -321,6 +322,23 @@ int kv_map_dev(const kv_gpu_map *m, const void *q, const void *k, const float *l
     kv_map_ref(&own, fq, fk, lse, fp);
     for (size_t i = 0; i < n; i++) fake_put(p, i, 16, fp[i]);
     free(fq), free(fk), free(fp);
+    return fake_call();
+}
+int kv_expand_dev(uint32_t type, size_t n_row, size_t n_col, const void *src, void *dst, int bits, uint64_t first,
+                  uint64_t *found, kv_gpu_stream s)
+{
+    const kv_quant *q = kv_quant_find(type);
+    size_t n = n_row * n_col;
+    float *f = malloc((n + 1) * sizeof *f);
+    fake_touch(src, s->device), fake_touch(dst, s->device), fake_touch(found, s->device);
+    q->expand(src, n / q->block, f);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t lost = fake_put(dst, i, bits, f[i]);
+        uint64_t at = first + i / n_col;
+        if (!isfinite(f[i]) && at < found[0]) found[0] = at;
+        if (lost && at < found[1]) found[1] = at;
+    }
+    free(f);
     return fake_call();
 }
 int kv_random_dev(uint64_t seed, uint64_t first, size_t n, float scale, void *out, int bits, kv_gpu_stream s)

@@ -154,19 +154,15 @@ static void test_architectures(void)
         kv_engine_options o = {.dtype = KV_F32, .threads = 2, .capacity = 40, .chunk = 16};
         kv_engine *e = NULL;
         kv_status st = kv_engine_open_cuda(stored, &o, &e, &err);
-        if (f32->desc.act == KV_ACT_GELU) {
-            CHECKF(st == KV_EUNSUPPORTED && strstr(err.msg, "exact GELU"), "%s: %s", names[i], err.msg);
-        } else {
-            CHECKF(!st && !capture(stored, q, true, &e, j, "gpu.kvt", NULL, &err), "%s: %s", names[i], err.msg);
-            compare(names[i], "cpu.kvt", "gpu.kvt", 2e-5);
-            same += !st;
-        }
+        CHECKF(!st && !capture(stored, q, true, &e, j, "gpu.kvt", NULL, &err), "%s: %s", names[i], err.msg);
+        compare(names[i], "cpu.kvt", "gpu.kvt", 2e-5);
+        same += !st;
         kv_engine_close(e);
         CHECK(fake.live == 0 && fake.strangers == 0);
         job_done(&j);
         kv_model_close(f32), kv_model_close(stored);
     }
-    CHECKF(same >= 10, "%d", same);
+    CHECKF(same == sizeof names / sizeof *names, "%d", same);
 }
 
 /* Layers that recovery finds in PATH.partial. */

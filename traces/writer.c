@@ -5,6 +5,7 @@
  * The ring is the back-pressure: put waits for an empty slot. With threads = 0 put does all three steps itself. A block
  * whose bytes are still on their way (kv_trace_put_from) is FULL at once; the compressor that takes it waits for them.
  * What stands in the file depends on the calls only, never on time or threads. */
+#define ZSTD_STATIC_LINKING_ONLY /* ZSTD_c_literalCompressionMode */
 #include "traces/format.h"
 #include "traces/memtext.h"
 
@@ -72,9 +73,12 @@ static kv_status packer_open(packer *p, kv_error *err)
         ZSTD_CCtx_setParameter(c[i], ZSTD_c_checksumFlag, 1);
     }
     /* Sign and exponent bytes have skewed statistics and no repeats, mantissas have neither: a search that seldom finds
-     * anything leaves them to the entropy coder, at more than twice the speed and at the same ratio. */
+     * anything leaves them to the entropy coder, at more than three times the speed and at the same ratio. Long steps
+     * of the search would turn Huffman's coding off, were it not asked for; where it cannot be, steps stay short. */
     ZSTD_CCtx_setParameter(p->expo, ZSTD_c_minMatch, 7);
     ZSTD_CCtx_setParameter(p->expo, ZSTD_c_hashLog, 6);
+    if (!ZSTD_isError(ZSTD_CCtx_setParameter(p->expo, ZSTD_c_literalCompressionMode, ZSTD_lcm_huffman)))
+        ZSTD_CCtx_setParameter(p->expo, ZSTD_c_targetLength, ZSTD_TARGETLENGTH_MAX);
     return KV_OK;
 }
 

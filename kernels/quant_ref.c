@@ -1,27 +1,51 @@
-/* quant.c - block formats of ggml. Every format is one function; within a block, fields are in file order.
+/* quant_ref.c - block formats of ggml, for loading on the CPU and as the definition of quant.cu. Every format is one
+ * function; within a block, fields are in file order.
  *
  * Notation: d, m = IEEE halves; q = a quant; element e of a block. The 256-element formats share two scale packings:
  * 16 4-bit pairs (Q2_K) and 8 6-bit pairs in 12 bytes (Q4_K, Q5_K). Compiled with -ffp-contract=off. */
-#include "capture/quant.h"
+#include "kernels/quant.h"
 
+#include <string.h>
+
+static inline uint32_t get16(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8;
+}
+
+static inline uint32_t get32(const uint8_t *p)
+{
+    return get16(p) | get16(p + 2) << 16;
+}
+
+static inline float float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* Exponents 1..30 and subnormals at once: the half's bits as those of a float are 2^112 too small. */
 static inline float half(const uint8_t *p)
 {
-    return kv_f16_to_f32(kv_get16(p));
+    uint32_t h = get16(p), mag = h & 0x7fff, sign = (h & 0x8000) << 16, u;
+    float x = float_of(mag << 13) * 0x1p112f;
+    memcpy(&u, &x, 4);
+    return float_of(sign | (mag < 0x7c00 ? u : mag << 13 | 0x7f800000u));
 }
 
 static void expand_f32(const uint8_t *s, size_t n, float *y)
 {
-    kv_decode_f32(KV_F32, s, n, y);
+    for (; n--; s += 4) *y++ = float_of(get32(s));
 }
 
 static void expand_f16(const uint8_t *s, size_t n, float *y)
 {
-    kv_decode_f32(KV_F16, s, n, y);
+    for (; n--; s += 2) *y++ = half(s);
 }
 
 static void expand_bf16(const uint8_t *s, size_t n, float *y)
 {
-    kv_decode_f32(KV_BF16, s, n, y);
+    for (; n--; s += 2) *y++ = float_of(get16(s) << 16);
 }
 
 /* d qs[16]: low nibbles are elements 0..15, high nibbles 16..31 */
@@ -53,7 +77,7 @@ static void expand_q5_0(const uint8_t *s, size_t n, float *y)
 {
     for (; n--; s += 22, y += 32) {
         float d = half(s);
-        uint32_t qh = kv_get32(s + 2);
+        uint32_t qh = get32(s + 2);
         for (int j = 0; j < 16; j++) {
             int lo = (s[6 + j] & 15) | (int)(qh >> j & 1) << 4, hi = s[6 + j] >> 4 | (int)(qh >> (j + 16) & 1) << 4;
             y[j] = (float)(lo - 16) * d;
@@ -67,7 +91,7 @@ static void expand_q5_1(const uint8_t *s, size_t n, float *y)
 {
     for (; n--; s += 24, y += 32) {
         float d = half(s), m = half(s + 2);
-        uint32_t qh = kv_get32(s + 4);
+        uint32_t qh = get32(s + 4);
         for (int j = 0; j < 16; j++) {
             int lo = (s[8 + j] & 15) | (int)(qh >> j & 1) << 4, hi = s[8 + j] >> 4 | (int)(qh >> (j + 16) & 1) << 4;
             y[j] = (float)lo * d + m;
@@ -104,7 +128,7 @@ static void expand_iq4_xs(const uint8_t *s, size_t n, float *y)
 {
     for (; n--; s += 136) {
         float d = half(s);
-        uint32_t high = kv_get16(s + 2);
+        uint32_t high = get16(s + 2);
         const uint8_t *low = s + 4, *q = s + 8;
         for (int b = 0; b < 8; b++, q += 16, y += 32) {
             int ls = (low[b / 2] >> 4 * (b % 2) & 15) | (int)(high >> 2 * b & 3) << 4;
