@@ -145,6 +145,16 @@ def gpu_used():
 before = gpu_used()
 why = capture(f"{tmp}/big.kvt", "-m", "synthetic:llama-8b", "--tokens", "random:2000000", "--max-bytes", "1e15", "--backend", "cuda")
 check("out of device memory: a clear line", why and "out of memory" in why.splitlines()[-1] and not os.path.exists(f"{tmp}/big.kvt"), why)
+disk = f"{tmp}/disk"
+os.mkdir(disk)
+if run("mount", "-t", "tmpfs", "-o", "size=400m", "kvtrace-test", disk).returncode == 0:
+    why = capture(f"{disk}/full.kvt", "-m", "synthetic:llama-1b", "--tokens", "random:30000", "--max-bytes", "1e12", "--backend", "cuda")
+    check("full disk: a clear line", why and "No space left" in why.splitlines()[-1] and not os.path.exists(f"{disk}/full.kvt"), why)
+    r = run(f"{build}/kv-trace", "recover", f"{disk}/full.kvt.partial", f"{tmp}/rec.kvt")
+    check("full disk: the partial file is recoverable", r.returncode == 3 and run(f"{build}/kv-trace", "verify", f"{tmp}/rec.kvt").returncode == 0, r.stderr.strip()[-200:])
+    run("umount", disk)
+else:
+    skip("no tmpfs of our own: a full disk was not tried")
 p = subprocess.Popen([f"{build}/kv-capture", "run", "-m", "synthetic:llama-1b", "--tokens", "random:60000", "--max-bytes", "1e12", "--backend", "cuda",
                       "-o", f"{tmp}/int.kvt"], stderr=subprocess.PIPE, text=True)
 part = f"{tmp}/int.kvt.partial"

@@ -223,6 +223,7 @@ static void test_failures(void)
         CHECKF(calls > 500 && done > 0 && done < 50 / step + 2 && recovered > 500 / step, "%ld calls, %d, %d", calls,
                done, recovered);
     }
+    fake.once = false, fake.code = FAKE_LOST;
     /* memory that ends at any size */
     int refused = 0, done = 0;
     for (size_t limit = 4096; !done && limit < (size_t)1 << 30; limit += limit / 3) {
@@ -351,6 +352,29 @@ static void test_closed_failures(void)
     close_closed(&c);
 }
 
+/* Values that are not finite, or not in f16, are found on the device and named as the CPU names them. */
+static void test_bad_weights(void)
+{
+    kv_model *m = NULL;
+    kv_error err = {""};
+    kv_engine_options o = {.dtype = KV_F16, .threads = 2, .capacity = 8};
+    kv_engine *e = NULL;
+    CHECKF(!kv_model_open(GGUF, KV_WEIGHTS_STORED, 1, &m, &err), "%s", err.msg);
+    kv_tensor *t = &m->layer[1].wk;
+    size_t n = (size_t)t->rows * t->cols;
+    t->f32 = calloc(n, sizeof *t->f32);
+    t->f32[n - 1] = 1e6f;
+    CHECK(kv_engine_open_cuda(m, &o, &e, &err) == KV_EUNSUPPORTED && strstr(err.msg, "beyond 65504"));
+    o.dtype = KV_BF16;
+    CHECKF(!kv_engine_open_cuda(m, &o, &e, &err), "%s", err.msg);
+    kv_engine_close(e);
+    t->f32[3 * t->cols] = NAN;
+    CHECK(kv_engine_open_cuda(m, &o, &e, &err) == KV_EFORMAT && strstr(err.msg, "not finite"));
+    CHECK(fake.live == 0);
+    free(t->f32), t->f32 = NULL;
+    kv_model_close(m);
+}
+
 int main(void)
 {
     snprintf(dir, sizeof dir, "/tmp/kv_cuda_XXXXXX");
@@ -364,6 +388,7 @@ int main(void)
     test_refusals();
     test_closed();
     test_closed_failures();
+    test_bad_weights();
     char *rm = kv_format("rm -rf '%s'", dir);
     if (!rm || system(rm)) printf("could not remove %s\n", dir);
     free(rm);

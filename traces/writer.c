@@ -120,11 +120,12 @@ static void split_planes(const uint8_t *src, size_t n, size_t size, uint8_t *dst
         for (size_t p = 0; p < size; p++) dst[p * n + i] = src[size * i + p];
 }
 
-/* In layer 0 V depends on the token alone and repeats with it; elsewhere nothing repeats (capture measurements). */
+/* In layer 0 V and what enters depend on the token alone and repeat with it; elsewhere nothing repeats (capture
+ * measurements). */
 static bool no_repeats(const kvt_entry *e)
 {
-    return e->layer > 0 && (e->stream == KV_S_Q || e->stream == KV_S_K || e->stream == KV_S_V ||
-                            e->stream == KV_S_OUT || e->stream == KV_S_X);
+    return e->stream == KV_S_Q || e->stream == KV_S_K || e->stream == KV_S_OUT ||
+           (e->layer > 0 && (e->stream == KV_S_V || e->stream == KV_S_X));
 }
 
 /* raw -> header and frames in s->out. */
