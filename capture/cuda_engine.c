@@ -395,11 +395,11 @@ static void cuda_close(kv_engine *base)
     drain(e);
     kv_cuda_fetch_close(e);
     kv_gpu_host_free(e->logits_host), kv_gpu_host_free(e->nll_host);
-    if (e->n_dev && !kv_gpu_select(e->dev[0].id))
-        for (int i = 0; i < 2; i++) {
-            kv_cuda_prompt *p = &e->compare.prompt[i];
-            kv_gpu_event_close(p->ready), kv_gpu_event_close(p->used), kv_gpu_free(p->list);
-        }
+    if (e->n_dev) kv_gpu_select(e->dev[0].id);
+    for (int i = 0; i < 2; i++) {
+        kv_cuda_prompt *p = &e->compare.prompt[i];
+        kv_gpu_event_close(p->ready), kv_gpu_event_close(p->used), kv_gpu_free(p->list);
+    }
     for (uint32_t i = 0; i < e->n_dev; i++) close_device(&e->dev[i]);
     for (uint32_t l = 0; e->layer && l < e->m->desc.n_layer; l++) free(e->layer[l].ffn);
     free(e->dev), free(e->layer), free(e);
