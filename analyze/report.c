@@ -207,12 +207,14 @@ static kv_status open_views(kv_report *r, kv_token_view *v, size_t *n, bool *cut
         if (n_budget < BUDGETS && !strchr(one.v[0], ',')) budget[n_budget++] = strdup(one.v[0]);
     }
     if (!n_budget) budget[n_budget++] = strdup(r->s.budget);
+    for (size_t b = 0; b < n_budget && !st; b++)
+        if (!budget[b]) st = kv_fail(err, KV_ENOMEM, "out of memory");
     for (size_t t = 1; t < r->a->rest.n && !st && !*cut_short; t++) {
         kv_token_view *w = &v[(*n)++];
         st = kv_token_view_open(r->a->rest.v[t], w, err);
         for (size_t p = 0; p < (n_policy ? n_policy : POLICIES); p++)
             for (size_t b = 0; b < n_budget && !st; b++)
-                st = kv_token_view_pick(w, n_policy ? policy[p] : USUAL[p], budget[b] ? budget[b] : "", err);
+                st = kv_token_view_pick(w, n_policy ? policy[p] : USUAL[p], budget[b], err);
         char *json = st ? NULL : kv_page_tokens(w, 1);
         bytes += json ? strlen(json) : 0;
         free(json);

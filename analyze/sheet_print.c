@@ -173,7 +173,7 @@ void kv_print_table(FILE *f, const kv_sheet *s, const char *align, int indent)
         fprintf(f, "%*s", indent, "");
         int owed = 0; /* blanks are printed before the next text, so that no line ends in blanks */
         for (size_t c = 0; c < s->n_col; c++) {
-            char *t = r ? plain_cell(kv_sheet_at(s, r - 1, (int)c), "-") : strdup(s->col[c]);
+            char *t = r ? plain_cell(kv_sheet_at(s, r - 1, (int)c), "-") : kv_format("%s", s->col[c]);
             int pad = t ? wide[c] - width(t) : 0;
             if (align[c] == 'r') owed += pad;
             if (t && *t) fprintf(f, "%*s%s", owed, "", t), owed = 0;

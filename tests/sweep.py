@@ -1,7 +1,8 @@
 """sweep.py BIN [--traces N]: a sweep over N (1000) small traces takes no more memory and files than one over N / 10; so does reading it.
 
 Peak resident set (VmHWM) and most open files (/proc/PID/fd), looked at every 2 ms, of kv-sim run, kv-analyze summary, compare and report,
-kv-trace verify. kv-analyze holds the numbers it compares: it may grow by 16 KiB a trace (8 runs). SQLite sorts in up to three files."""
+kv-trace verify. kv-analyze holds the numbers it compares: it may grow by 16 KiB a trace (8 runs). SQLite fills a cache of
+2 MiB and sorts in up to three files."""
 import argparse
 import os
 import shutil
@@ -47,10 +48,10 @@ def main():
         for i, t in enumerate(traces):
             subprocess.run([os.path.join(a.bin, "kv-trace")] + "synth --layers 2 --q-heads 4 --kv-heads 2 --head-dim 16 --tokens 100".split()
                            + ["--prompt-tokens", "80", "--seed", str(i), "-o", t], cwd=top, check=True)
-        grows = 16 * (many - few) / 1024 + 2
+        grows = 16 * (many - few) / 1024 + 4
         run = "kv-sim run -p snapkv,cake,h2o,tova.decode -b 10%,30% -j 2 --db".split()
-        pairs = [("kv-sim run", lambda n: run + ["%d.db" % n] + traces[:n], 2),
-                 ("kv-trace verify", lambda n: ["kv-trace", "verify", "--deep"] + traces[:n], 2),
+        pairs = [("kv-sim run", lambda n: run + ["%d.db" % n] + traces[:n], 4),
+                 ("kv-trace verify", lambda n: ["kv-trace", "verify", "--deep"] + traces[:n], 4),
                  ("kv-analyze summary", lambda n: ["kv-analyze", "summary", "--db", "%d.db" % n], grows),
                  ("kv-analyze compare", lambda n: ["kv-analyze", "compare", "snapkv", "h2o", "--db", "%d.db" % n], grows),
                  ("kv-analyze report", lambda n: ["kv-analyze", "report", "--db", "%d.db" % n, "-o", "r.html"], grows)]
