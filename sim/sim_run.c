@@ -440,7 +440,7 @@ kv_status kv_sim_run(int argc, char **argv, kv_error *err)
 #endif
     if (!st) st = kv_results_open(o.db, &db, err);
     uint32_t room = st ? o.jobs : kv_blas_room(o.jobs);
-    if (!room) st = kv_fail(err, KV_ENOMEM, "out of memory: OpenBLAS needs 128 MiB of address space");
+    if (!st && !room) st = kv_fail(err, KV_ENOMEM, "out of memory: OpenBLAS needs 128 MiB of address space");
     if (!st && room < o.jobs) {
         fprintf(stderr, "kv-sim: note: not enough address space for -j %u: goes on with -j %u\n", o.jobs, room);
         o.jobs = room;
