@@ -62,6 +62,8 @@ static kv_status send(upload *u, const kv_tensor *t, void *to, kv_error *err)
     uint32_t step = TASK_ROWS;
     kv_status st = KV_OK;
 
+    if (row_bytes > PART_BYTES)
+        return kv_fail(err, KV_EUNSUPPORTED, "a row of weights of %zu bytes is too long for the device", row_bytes);
     if (t->random > 0)
         return kv_cuda_check(u->v,
                              kv_random_dev(t->seed, 0, (size_t)t->rows * t->cols, t->random, to, e->bits, u->v->run),

@@ -186,13 +186,6 @@ typedef struct {
     double began;
 } session;
 
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 const char *kv_stage_name(kv_stage s)
 {
     static const char *const name[KV_STAGE_COUNT] = {"compute", "copy", "compression", "disk"};
@@ -231,7 +224,7 @@ static kv_status session_record(void *ctx, const kv_attn_view *a, kv_error *err)
         double busy[KV_STAGE_COUNT];
         kv_engine_usage e = kv_engine_get_usage(s->engine);
         kv_trace_usage w = kv_trace_writer_usage(s->w);
-        kv_stage most = busy_stage(&e, &w, now_s() - s->began, busy);
+        kv_stage most = busy_stage(&e, &w, kv_seconds(CLOCK_MONOTONIC) - s->began, busy);
         snprintf(note, sizeof note, "layer %u of %u, limited by %s", a->layer + 1, s->n_layer, kv_stage_name(most));
     }
     kv_progress_step(s->bar, a->row0 + (double)a->n_row * (a->layer + 1) / (s->n_layer + 1.0), a->row0 ? NULL : note);
@@ -380,7 +373,7 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
     kv_status st;
 
     *out = (kv_capture_result){0};
-    s.began = now_s();
+    s.began = kv_seconds(CLOCK_MONOTONIC);
     for (uint32_t i = 0; q->logit_row && i < q->n_logit_row; i++)
         if (q->logit_row[i] >= j->n_token) {
             st = kv_fail(err, KV_EMISUSE, "--logits-rows names row %u: '%s' has rows 0 to %u", q->logit_row[i], j->id,
@@ -395,7 +388,7 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
         if ((st = kv_array(&s.kept, n_row * s.n_vocab, sizeof *s.kept, err))) goto out;
     }
     if (runs && (st = need_engine(&s, m, err))) goto out;
-    began = now_s();
+    began = kv_seconds(CLOCK_MONOTONIC);
     out->load_s = began - s.began;
     if (p->wo_side && !regular) p->wo_side = false; /* nowhere to put a file beside it */
     if (p->wo_side && (st = name_wo(p, m, q, err))) goto out;
@@ -412,11 +405,11 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
             goto out;
         s.to = kv_recorder_hook(rec);
         s.bar = kv_progress_start(j->id, j->n_token, "tokens");
-        s.began = now_s();
+        s.began = kv_seconds(CLOCK_MONOTONIC);
         st = run_model(&s, err);
         kv_progress_end(s.bar);
         if (st || (st = kv_recorder_finish(rec, err)) || (st = kv_trace_flush(s.w, err))) goto out;
-        out->model_s = now_s() - s.began;
+        out->model_s = kv_seconds(CLOCK_MONOTONIC) - s.began;
         out->engine = kv_engine_get_usage(s.engine);
     }
     if (j->n_greedy) {
@@ -431,7 +424,7 @@ kv_status kv_capture_plan_run(kv_capture_plan *p, const kv_model *m, const kv_ca
     st = kv_trace_finish(s.w, err);
     s.w = NULL;
     if (st) goto out;
-    out->run_s = now_s() - began;
+    out->run_s = kv_seconds(CLOCK_MONOTONIC) - began;
     if (regular && !kv_trace_open(path, &back, NULL)) used = kv_trace_reader_usage(back);
     count_bytes(&used, out);
 out:;

@@ -101,6 +101,15 @@ KV_INLINE void kv_visible(const kv_attn_shape *s, size_t r, size_t *lo, size_t *
     if (*lo > *hi) *lo = *hi;
 }
 
+/* A score as an integer that grows as the score falls: the usual monotone image of a float, inverted. */
+KV_INLINE uint32_t kv_rank_key(float score)
+{
+    uint32_t u = kv_float_bits(score), mag = u & 0x7fffffff;
+    u = mag == 0 ? 0 : u;                      /* -0 is 0 */
+    u ^= (u >> 31 ? 0xffffffff : 0x80000000);  /* ascending */
+    return mag > 0x7f800000 ? UINT32_MAX : ~u; /* descending, NaN last: no number has this key (-inf: ff800000) */
+}
+
 /* The sum of eight lanes, in the order every EXACT kernel adds them. */
 KV_INLINE double kv_sum8(const double l[8])
 {

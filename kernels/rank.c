@@ -1,5 +1,4 @@
 /* rank.c - radix sort, least significant digit first: three passes of 11 bits over (key, position) pairs.
- * The key of a score grows as the score falls: the usual monotone image of a float in an unsigned integer, inverted.
  * Every pass is stable and the positions start in order, so equal scores stay in order of position. */
 #include "kernels/kernels.h"
 #include "kernels/math.h"
@@ -14,19 +13,11 @@ typedef struct {
     uint32_t key, pos;
 } item;
 
-KV_INLINE uint32_t key_of(float score)
-{
-    uint32_t u = kv_float_bits(score), mag = u & 0x7fffffff;
-    u = mag == 0 ? 0 : u;                      /* -0 is 0 */
-    u ^= (u >> 31 ? 0xffffffff : 0x80000000);  /* ascending */
-    return mag > 0x7f800000 ? UINT32_MAX : ~u; /* descending, NaN last: no number has this key (-inf: ff800000) */
-}
-
 static void rank_few(size_t n, const float *score, uint32_t *order)
 {
     uint32_t key[FEW];
     for (size_t i = 0; i < n; i++) {
-        uint32_t x = key_of(score[i]);
+        uint32_t x = kv_rank_key(score[i]);
         size_t j = i;
         for (; j > 0 && key[j - 1] > x; j--) key[j] = key[j - 1], order[j] = order[j - 1];
         key[j] = x, order[j] = (uint32_t)i;
@@ -60,7 +51,7 @@ bool kv_rank(size_t n, const float *score, uint32_t *order)
     uint32_t *count = (uint32_t *)(b + n);
     memset(count, 0, 3 * BUCKETS * sizeof *count);
     for (size_t i = 0; i < n; i++) {
-        uint32_t x = key_of(score[i]);
+        uint32_t x = kv_rank_key(score[i]);
         a[i] = (item){x, (uint32_t)i};
         count[x % BUCKETS]++;
         count[BUCKETS + (x >> BITS) % BUCKETS]++;

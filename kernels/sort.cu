@@ -13,15 +13,6 @@ size_t aligned(size_t n)
     return (n + 255) / 256 * 256;
 }
 
-/* Grows as the score falls; -0 is 0, NaN comes last (rank.c). */
-__device__ uint32_t key_of(float score)
-{
-    uint32_t u = kv_float_bits(score), mag = u & 0x7fffffff;
-    u = mag == 0 ? 0 : u;
-    u ^= u >> 31 ? 0xffffffff : 0x80000000;
-    return mag > 0x7f800000 ? 0xffffffff : ~u;
-}
-
 __global__ void fill(const kv_rank_unit *unit, uint64_t *key, uint32_t *pos)
 {
     const kv_rank_unit u = unit[blockIdx.y];
@@ -32,7 +23,7 @@ __global__ void fill(const kv_rank_unit *unit, uint64_t *key, uint32_t *pos)
         u.order[i] = x;
         return;
     }
-    key[u.at + i - u.n_forced] = (uint64_t)blockIdx.y << 32 | key_of(u.score[x]);
+    key[u.at + i - u.n_forced] = (uint64_t)blockIdx.y << 32 | kv_rank_key(u.score[x]);
     pos[u.at + i - u.n_forced] = x;
 }
 

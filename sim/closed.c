@@ -290,13 +290,6 @@ void kv_closed_device_close(kv_closed_device *d)
     d->engine = NULL;
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* ------------------------------------------------------------------------------------------------ all together */
 static kv_status arrays(kv_closed *c, size_t n, size_t n_evict, kv_error *err)
 {
@@ -350,7 +343,7 @@ kv_status kv_closed_run(const kv_plan *p, const kv_point *point, size_t n_point,
     if (!n_own) ps.n_group = 1; /* the full cache alone, for the noise */
     ps.token = token, ps.recorded = recorded;
     out->n_branch = (uint32_t)n_own + 1;
-    began = now();
+    began = kv_seconds(CLOCK_MONOTONIC);
     for (ps.group = 0; ps.group < ps.n_group && !st; ps.group++) {
         size_t first = ps.group * each, n = n_own - first < each ? n_own - first : each;
         ps.b = (kv_branches){p, branch + first, (uint32_t)n + 1, R, threads, NULL, NULL};
@@ -360,7 +353,7 @@ kv_status kv_closed_run(const kv_plan *p, const kv_point *point, size_t n_point,
         uint32_t run = sc->n_row - (sc->n_cut == sc->n_prompt);
         if (!st && !ps.group && recorded && run) out->noise = ps.noise / run;
     }
-    out->wall_s = now() - began;
+    out->wall_s = kv_seconds(CLOCK_MONOTONIC) - began;
     for (size_t i = 0; i < n_point && !st; i++) {
         if (same[i] < 0 || same[i] == (int64_t)i) continue;
         size_t from = (size_t)same[i] * out->n_pred, to = i * out->n_pred, bytes = out->n_pred * sizeof(float);

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "kernels/cuda.h"
 #include "kernels/parallel.h"
@@ -256,16 +255,16 @@ static kv_status begin(kv_gpu_pass *g, const kv_plan *p, kv_error *err)
     if (code) st = kv_gpu_failed(code, err);
     if (st) return st;
     /* attention of the measured rows or of the window, sums of pieces, differences, a product */
-    size_t at[N_PART], size[N_PART], layers = layout(p, at, size) * sc->n_evict, free_bytes, total;
+    size_t at[N_PART], size[N_PART], layers = layout(p, at, size) * sc->n_evict, left, total;
     size_t rows = sc->n_row < 64 ? sc->n_row : 64;
     if (p->max_window > rows) rows = p->max_window;
     size_t lane = (size_t)sc->info->n_q_head * rows * sc->n_token * 6 + ((size_t)1 << 30);
-    if ((code = kv_gpu_memory(&free_bytes, &total))) return kv_gpu_failed(code, err);
+    if ((code = kv_gpu_memory(&left, &total))) return kv_gpu_failed(code, err);
     for (int i = 0; i < LANES; i++)
-        for (int b = 0; b < KV_N_BUFFER; b++) free_bytes += g->lane[i].size[b];
-    free_bytes =
-        free_bytes > (layers < g->room ? layers : g->room) ? free_bytes - (layers < g->room ? layers : g->room) : 0;
-    g->n_lane = free_bytes / lane < 1 ? 1 : free_bytes / lane < LANES ? (int)(free_bytes / lane) : LANES;
+        for (int b = 0; b < KV_N_BUFFER; b++) left += g->lane[i].size[b];
+    if (layers > g->room) layers = g->room;
+    size_t n = left > layers ? (left - layers) / lane : 0;
+    g->n_lane = n < 1 ? 1 : n < LANES ? (int)n : LANES;
     g->trace = sc->trace, g->n_layer = sc->n_evict;
     return KV_OK;
 }
@@ -313,10 +312,9 @@ static void load_task(void *ctx, size_t i)
 
 kv_status kv_gpu_load(kv_gpu_pass *g, const kv_plan *p, uint32_t threads, kv_error *err)
 {
-    struct timespec a, b;
     job j = {.g = g, .p = p};
     uint32_t n = p->scene->n_evict;
-    clock_gettime(CLOCK_MONOTONIC, &a);
+    double began = kv_seconds(CLOCK_MONOTONIC);
     kv_status st = begin(g, p, err);
     if (!st) st = kv_array(&j.st, n, sizeof *j.st, err);
     if (!st) st = kv_array(&j.err, n, sizeof *j.err, err);
@@ -324,8 +322,7 @@ kv_status kv_gpu_load(kv_gpu_pass *g, const kv_plan *p, uint32_t threads, kv_err
     for (uint32_t i = 0; i < n && !st; i++)
         if ((st = j.st[i]) && err) *err = j.err[i];
     free(j.st), free(j.err);
-    clock_gettime(CLOCK_MONOTONIC, &b);
-    g->load_seconds += (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+    g->load_seconds += kv_seconds(CLOCK_MONOTONIC) - began;
     return st;
 }
 
@@ -342,9 +339,8 @@ kv_status kv_gpu_layer_take(kv_gpu_pass *g, kv_gpu_lane *lane, const kv_plan *p,
     return st;
 }
 
-void kv_gpu_layer_give(kv_gpu_pass *g, kv_gpu_layer *l)
+void kv_gpu_layer_give(kv_gpu_layer *l)
 {
-    (void)g;
     if (!l || l->kept) return;
     kv_gpu_free(l->memory);
     free(l);

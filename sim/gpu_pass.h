@@ -88,7 +88,7 @@ void kv_gpu_lane_give(kv_gpu_pass *g, kv_gpu_lane *l);
  * back before the lane. */
 kv_status kv_gpu_layer_take(kv_gpu_pass *g, kv_gpu_lane *lane, const kv_plan *p, uint32_t index, kv_gpu_layer **out,
                             kv_error *err);
-void kv_gpu_layer_give(kv_gpu_pass *g, kv_gpu_layer *l);
+void kv_gpu_layer_give(kv_gpu_layer *l);
 /* Rankings of the layer from the plan to the device: all of them (skip NULL), or those not in skip [n_ranking]. */
 kv_status kv_gpu_orders(kv_gpu_lane *lane, const kv_plan *p, uint32_t index, const bool *skip, kv_gpu_layer *l,
                         kv_error *err);

@@ -412,7 +412,7 @@ kv_status kv_measure_prefixes_gpu(kv_gpu_pass *g, kv_measure *m, kv_error *err)
     for (size_t i = 0; i < m->n_point && !st; i++)
         for (uint32_t h = 0; h < Hq; h++) kv_measure_sums(m, i, h)->contested_all = contested[h];
     free(b.checks), free(b.full_mass), free(b.full_cmass), free(contested);
-    kv_gpu_layer_give(g, b.dev);
+    kv_gpu_layer_give(b.dev);
     kv_gpu_lane_give(g, b.lane);
     return st;
 }

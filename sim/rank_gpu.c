@@ -7,10 +7,7 @@
 #include "sim/gpu_pass.h"
 #include "sim/scorer.h"
 
-extern const kv_scorer kv_scorer_window, kv_scorer_colsum, kv_scorer_knorm;
-
 typedef struct {
-    kv_gpu_pass *g;
     kv_gpu_lane *lane;
     kv_gpu_layer *dev;
     kv_plan *p;
@@ -167,7 +164,7 @@ static kv_status sort_all(ranker *k)
 
 kv_status kv_gpu_rank(kv_gpu_pass *g, kv_plan *p, uint32_t layer, bool *done, kv_error *err)
 {
-    ranker k = {.g = g, .p = p, .l = kv_layer_shape(p->scene, layer), .mine = done, .err = err};
+    ranker k = {.p = p, .l = kv_layer_shape(p->scene, layer), .mine = done, .err = err};
     for (size_t r = 0; r < p->n_ranking; r++) {
         const kv_ranking *rk = &p->ranking[r];
         size_t more = (size_t)rk->n_unit * (p->scene->n_cut - rk->n_forced);
@@ -189,7 +186,7 @@ kv_status kv_gpu_rank(kv_gpu_pass *g, kv_plan *p, uint32_t layer, bool *done, kv
     }
     if (!st && code) st = kv_gpu_failed(code, err);
     if (!st) st = sort_all(&k);
-    if (k.dev) kv_gpu_layer_give(g, k.dev);
+    kv_gpu_layer_give(k.dev);
     kv_gpu_lane_give(g, k.lane);
     return st;
 }

@@ -43,6 +43,9 @@ extern const size_t kv_n_scorers;
     X(plugin) \
     /* one name a line */
 /* clang-format on */
+#define X(name) extern const kv_scorer kv_scorer_##name;
+KV_SCORER_LIST(X)
+#undef X
 
 /* KV_NEED_* of a policy: its scorer, a plug-in's own, value term, allocators, selection and decode rule. */
 unsigned kv_spec_needs(const kv_spec *s);

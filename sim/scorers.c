@@ -3,9 +3,6 @@
 #include "sim/schedule.h"
 #include "sim/scorer.h"
 
-#define X(name) extern const kv_scorer kv_scorer_##name;
-KV_SCORER_LIST(X)
-#undef X
 #define X(name) &kv_scorer_##name,
 const kv_scorer *const kv_scorers[] = {KV_SCORER_LIST(X)};
 #undef X

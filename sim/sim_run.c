@@ -2,7 +2,6 @@
 #include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "kernels/blas.h"
 #include "kernels/parallel.h"
@@ -223,12 +222,11 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     kv_tie_count *tie = NULL;
     size_t n_old = 0, n_spec = 0, n_point = 0, room = o->rq.n_spec * o->rq.n_budget;
     kv_progress *bar = NULL;
-    struct timespec t0, t1;
     bool open = false;
     int64_t trace_id = 0;
     double *gap = NULL;
     kv_ledger ledger = {0};
-    clock_gettime(CLOCK_MONOTONIC, &t0);
+    double began = kv_seconds(CLOCK_MONOTONIC);
     kv_status st = kv_trace_open(path, &t, err);
     if (!st) st = kv_scene_open(t, o->rq.cut, o->rq.decode_rows, &sc, err);
     o->layers = sc.n_evict;
@@ -293,8 +291,7 @@ static kv_status run_trace(options *o, kv_results *db, const char *path, kv_erro
     if (!st) st = kv_results_begin(db, err);
     open = !st;
     if (!st) st = kv_results_trace(db, t, &sc, &trace_id, err);
-    clock_gettime(CLOCK_MONOTONIC, &t1);
-    double wall = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
+    double wall = kv_seconds(CLOCK_MONOTONIC) - began;
     for (size_t i = 0; i < n_point && !st; i++) {
         const kv_ranking *rk = &plan.ranking[plan.ranking_of[point[i].spec]];
         kv_ledger_fill(&plan, point, &rp, i, o->rq.page ? o->rq.page : 1, &ledger);

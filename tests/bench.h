@@ -4,14 +4,8 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
-static inline double kv_seconds(clockid_t c)
-{
-    struct timespec t;
-    clock_gettime(c, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+#include "traces/base.h"
 
 static inline int kv_ascending(const void *a, const void *b)
 {

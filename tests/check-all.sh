@@ -4,6 +4,7 @@
 # skipped" over everything, the exit status agrees. Installs what it needs (tests/deps.sh); what cannot be had is a skip, and said.
 # `check-all.sh more` leaves `make test` out.
 set -u
+. tests/numbers.sh
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 pass=0 fail=0 skip=0
@@ -16,10 +17,7 @@ stage() {
     from=$(date +%s)
     "$@" >"$log" 2>&1
     rc=$?
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -1)
-    p=$(echo "$line" | sed -n 's/^\([0-9]*\) passed.*/\1/p')
-    f=$(echo "$line" | sed -n 's/.* \([0-9]*\) failed.*/\1/p')
-    s=$(echo "$line" | sed -n 's/.* \([0-9]*\) skipped.*/\1/p')
+    numbers "$log"
     if [ $rc -eq 0 ] && [ -z "$line" ]; then p=1; fi
     if [ $rc -ne 0 ] && [ "${f:-0}" = 0 ]; then
         f=1

@@ -2,6 +2,7 @@
 # run.sh BIN - every check there is; the last line is "N passed, N failed, N skipped", the exit status agrees. BIN holds the
 # programs and tests/. ../shared/golden, when present, adds the larger expected sets.
 set -u
+. tests/numbers.sh
 bin=$1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -15,10 +16,7 @@ run() {
     shift
     "$@" >"$log" 2>&1
     rc=$?
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -1)
-    p=$(echo "$line" | sed -n 's/^\([0-9]*\) passed.*/\1/p')
-    f=$(echo "$line" | sed -n 's/.* \([0-9]*\) failed.*/\1/p')
-    s=$(echo "$line" | sed -n 's/.* \([0-9]*\) skipped.*/\1/p')
+    numbers "$log"
     if [ -z "$line" ] || { [ $rc -ne 0 ] && [ "${f:-0}" = 0 ]; }; then
         p=${p:-0} f=$((${f:-0} + 1))
         echo "FAIL $name: exit status $rc"

@@ -546,3 +546,10 @@ kv_status kv_write_file(const char *path, const void *data, size_t n, kv_error *
     }
     return kv_outfile_commit(&o, err);
 }
+
+double kv_seconds(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #define KV_VERSION "0.1.0"
 
@@ -146,5 +147,8 @@ typedef struct {
 kv_status kv_outfile_open(const char *path, kv_outfile *o, kv_error *err);
 kv_status kv_outfile_commit(kv_outfile *o, kv_error *err);
 void kv_outfile_abandon(kv_outfile *o);
+
+/* Seconds of a clock, CLOCK_MONOTONIC or a CPU time. */
+double kv_seconds(clockid_t clock);
 
 #endif

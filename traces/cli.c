@@ -269,13 +269,6 @@ struct kv_progress {
     bool visible;
 };
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* NULL when there is nobody to look at it: step and end accept that. */
 kv_progress *kv_progress_start(const char *what, double total, const char *unit)
 {
@@ -284,7 +277,7 @@ kv_progress *kv_progress_start(const char *what, double total, const char *unit)
     if (!p) return NULL;
     pthread_mutex_init(&p->lock, NULL);
     p->what = what, p->unit = unit ? unit : "", p->total = total;
-    p->start = p->shown = now();
+    p->start = p->shown = kv_seconds(CLOCK_MONOTONIC);
     return p;
 }
 
@@ -310,7 +303,7 @@ void kv_progress_step(kv_progress *p, double done, const char *note)
     char d[16], r[16], of[16], t[24];
     if (!p) return;
     pthread_mutex_lock(&p->lock);
-    double at = now(), ran = at - p->start;
+    double at = kv_seconds(CLOCK_MONOTONIC), ran = at - p->start;
     if (ran > 1 && at - p->shown >= 0.1) {
         double rate = done / ran;
         scaled(d, done), scaled(r, rate), scaled(of, p->total);

@@ -165,20 +165,13 @@ static kv_status pack(packer *p, slot *s, kv_error *err)
     return KV_OK;
 }
 
-static double seconds(clockid_t clock)
-{
-    struct timespec t;
-    clock_gettime(clock, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* A slot's bytes are complete: those on their way arrive, then they are compressed. *cpu_s += seconds of work. */
 static kv_status pack_when_there(packer *p, slot *s, double *cpu_s, kv_error *err)
 {
     kv_status st = s->src ? s->src->wait(s->src->ctx, s->ticket, err) : KV_OK;
-    double t0 = seconds(CLOCK_THREAD_CPUTIME_ID);
+    double t0 = kv_seconds(CLOCK_THREAD_CPUTIME_ID);
     if (!st) st = pack(p, s, err);
-    *cpu_s += seconds(CLOCK_THREAD_CPUTIME_ID) - t0;
+    *cpu_s += kv_seconds(CLOCK_THREAD_CPUTIME_ID) - t0;
     return st;
 }
 
@@ -308,9 +301,9 @@ static void *writer_thread(void *arg)
             kv_status st = KV_OK;
             bool dead = w->st != KV_OK;
             pthread_mutex_unlock(&w->lock);
-            double t0 = seconds(CLOCK_MONOTONIC);
+            double t0 = kv_seconds(CLOCK_MONOTONIC);
             if (!dead) st = write_chunk(w, s, &err);
-            double t = seconds(CLOCK_MONOTONIC) - t0;
+            double t = kv_seconds(CLOCK_MONOTONIC) - t0;
             pthread_mutex_lock(&w->lock);
             w->usage.write_s += t;
             set_failed(w, st, &err);
@@ -370,10 +363,10 @@ static kv_status submit(kv_trace_writer *w, const kvt_entry *e, const uint8_t *r
 {
     kv_status st = KV_OK;
     slot *s;
-    double t0 = seconds(CLOCK_MONOTONIC), copy_s = 0;
+    double t0 = kv_seconds(CLOCK_MONOTONIC), copy_s = 0;
     pthread_mutex_lock(&w->lock);
     while (w->n_used == w->n_slot && !w->st) pthread_cond_wait(&w->moved, &w->lock);
-    w->usage.wait_s += seconds(CLOCK_MONOTONIC) - t0;
+    w->usage.wait_s += kv_seconds(CLOCK_MONOTONIC) - t0;
     if (w->st) {
         st = w->st;
         if (err) *err = w->err;
@@ -396,19 +389,19 @@ static kv_status submit(kv_trace_writer *w, const kvt_entry *e, const uint8_t *r
         c.width = e->width, c.dtype = (kv_dtype)e->dtype;
         if ((st = src->fill(src->ctx, &c, e->planes, s->raw, &s->ticket, err))) return st;
     } else {
-        t0 = seconds(CLOCK_MONOTONIC);
+        t0 = kv_seconds(CLOCK_MONOTONIC);
         for (uint32_t h = 0; per_head && h < e->head_count; h++)
             memcpy(s->raw + h * per_head, raw + h * head_stride, per_head);
-        copy_s = seconds(CLOCK_MONOTONIC) - t0;
+        copy_s = kv_seconds(CLOCK_MONOTONIC) - t0;
     }
     w->meta_last = e->stream == KV_S_META;
 
     if (!w->n_thread) {
         kv_error why = {""};
         s->st = pack_when_there(&w->own, s, &w->usage.compress_s, &s->err);
-        t0 = seconds(CLOCK_MONOTONIC);
+        t0 = kv_seconds(CLOCK_MONOTONIC);
         set_failed(w, write_chunk(w, s, &why), &why);
-        w->usage.write_s += seconds(CLOCK_MONOTONIC) - t0, w->usage.copy_s += copy_s;
+        w->usage.write_s += kv_seconds(CLOCK_MONOTONIC) - t0, w->usage.copy_s += copy_s;
         count(w, s);
         if (w->st && err) *err = w->err;
         return w->st;
