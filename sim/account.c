@@ -122,14 +122,28 @@ void kv_account_norms(kv_measure *m, size_t point, size_t r0, size_t n, const fl
     add_norms(m, point, r0, n, scaled);
 }
 
+/* o_hat = o - diff */
+static void give_outputs(const kv_measure *m, size_t point, size_t r0, size_t n, const float *diff)
+{
+    size_t d = m->l.d, Hq = m->l.n_q_head, T = m->plan->scene->n_row;
+    for (size_t r = 0; r < n; r++)
+        for (size_t h = 0; h < Hq; h++, diff += d) {
+            const float *o = m->o + (h * T + r0 + r) * d;
+            float *to = m->hat + (((r0 + r) * (m->n_point + 1) + 1 + point) * Hq + h) * d;
+            for (size_t j = 0; j < d; j++) to[j] = o[j] - diff[j];
+        }
+}
+
 kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
                            kv_error *err)
 {
+    size_t all = n * m->l.n_q_head * m->l.d;
     double *norm = NULL;
     kv_status st = kv_array(&norm, n, sizeof *norm, err);
+    for (size_t i = 0; i < n_point && m->hat; i++) give_outputs(m, point[i], r0, n, diff + i * all);
     /* point by point: a row's place in a product decides its last bits, and must not depend on the other points */
-    for (size_t i = 0; i < n_point && !st; i++) {
-        st = kv_measure_project(m, r0, n, diff + i * n * m->l.n_q_head * m->l.d, norm, err);
+    for (size_t i = 0; i < n_point && m->out->layer_error && !st; i++) {
+        st = kv_measure_project(m, r0, n, diff + i * all, norm, err);
         if (!st) add_norms(m, point[i], r0, n, norm);
     }
     free(norm);

@@ -19,7 +19,8 @@ typedef struct {
     float *top1;      /* [n_point][n_pred] 1 = the most likely token is the same */
     float *top5;      /* [n_point][n_pred] share of the five most likely that are the same */
     /* Means over the rows P..N-1 (and query heads): what accumulates where the open loop measures one layer alone. */
-    double *head_error;   /* [n_point][n_evict] ||o - o_hat|| / ||o||; in layer 0 the same as the open loop's */
+    double *head_error;   /* [n_point][n_evict] ||o - o_hat|| / ||o||; in the first layer the open loop's number, on the
+                             CPU the same bytes (on a device outputs are rounded to its type before they are compared) */
     double *stream_error; /* [n_point][n_evict] ||x - x_hat|| / ||x|| of the residual stream entering the block */
     double noise; /* mean over predictions of |nll here, full cache - nll in the trace|: the same model, cut into rows
                      in another way. NAN when the trace has none */

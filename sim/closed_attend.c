@@ -2,7 +2,10 @@
  *
  * Branches whose kept set does not change gather their keys once and attend to them in one call per query head. Where
  * it changes from row to row (decode rules) the policy decides anew on this branch's queries and keys: the layer's
- * arrays get the branch's rows in place of the trace's, and every row gathers what it sees. */
+ * arrays get the branch's rows in place of the trace's, and every row gathers what it sees.
+ *
+ * Nothing is lost before the first layer that evicts, so its measured rows are the trace's own: the open loop's
+ * arithmetic gives their outputs, and the same bytes as errors. */
 #include "sim/closed_attend.h"
 
 #include <math.h>
@@ -10,6 +13,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
+#include "sim/measure.h"
 #include "sim/mixdim.h"
 #include "sim/reindex.h"
 
@@ -18,6 +22,7 @@ typedef struct {
     const kv_attn_view *a;
     kv_layer l;
     bool evicts;
+    uint32_t n_row; /* the first rows of every branch, which attend here; the first layer's others are measured */
     /* of the branch at hand, when it has a schedule */
     uint32_t branch;
     const kv_schedule *sch;
@@ -39,7 +44,7 @@ static float *out_of(const attend *t, uint32_t r, uint32_t branch, uint32_t h)
 static void gather_rows(const attend *t, const float *from, size_t stride, uint32_t h, uint32_t branch, float *to)
 {
     size_t d = t->l.d;
-    for (uint32_t r = 0; r < t->b->n_row; r++)
+    for (uint32_t r = 0; r < t->n_row; r++)
         memcpy(to + r * d, from + (h * stride + row_of(t, r, branch)) * d, d * sizeof *to);
 }
 
@@ -69,7 +74,7 @@ static kv_status attend_fixed(attend *t, uint32_t branch, uint32_t kv, kv_error 
 {
     const kv_layer *l = &t->l;
     const kv_scene *sc = l->scene;
-    uint32_t R = t->b->n_row;
+    uint32_t R = t->n_row;
     size_t d = l->d, room = (size_t)sc->n_cut + R, n = 0;
     const kv_point *p = branch ? t->b->point[branch - 1] : NULL;
     /* per query head: another set for every head */
@@ -186,7 +191,7 @@ static kv_status attend_changing(attend *t, uint32_t kv, kv_error *err)
     kv_list_room room;
     bool reindex = t->b->plan->spec[t->b->point[t->branch - 1]->spec].reindex;
     kv_status st = kv_list_room_open(l, &room, err);
-    for (uint32_t r = 0; r < t->b->n_row && !st; r++)
+    for (uint32_t r = 0; r < t->n_row && !st; r++)
         for (uint32_t g = 0; g < l->group && !st; g++) {
             uint32_t h = kv * l->group + g, u = kv_unit_of(U, l->n_kv_head, l->n_q_head, h), n = 0;
             uint32_t row = sc->n_cut + r, measured = row < sc->row_first ? 0 : row - sc->row_first;
@@ -208,6 +213,36 @@ static void changing_task(void *ctx, size_t i)
     t->st[i] = attend_changing(t, (uint32_t)i, &t->err[i]);
 }
 
+/* ------------------------------------------------------------------------------------------------ the first layer */
+/* Measured rows of all branches: outputs, and errors as the metrics form them (metric.c). */
+static kv_status attend_first(attend *t, kv_error *err)
+{
+    const kv_branches *b = t->b;
+    const kv_scene *sc = t->l.scene;
+    size_t n = b->n_branch - 1, Hq = t->l.n_q_head, skip = sc->row_first - sc->n_cut;
+    kv_replay sums = {.n_point = n};
+    kv_point *point = NULL;
+    kv_measure m = {.plan = b->plan,
+                    .n_point = n,
+                    .wanted = KV_M_BIT(KV_M_HEAD_ERROR),
+                    .hat = t->a->out + skip * b->n_branch * Hq * t->l.d,
+                    .out = &sums};
+    kv_status st = kv_array(&point, n, sizeof *point, err);
+    if (!st) st = kv_array(&sums.head, n * sc->n_evict * Hq, sizeof *sums.head, err);
+    for (size_t i = 0; i < n && !st; i++) point[i] = *b->point[i];
+    m.point = point;
+    if (!st) st = kv_measure_layer(&m, t->l.order, err);
+    for (size_t i = 0; i < n && !st; i++) {
+        const kv_head_sums *s = sums.head + i * sc->n_evict * Hq;
+        double error = 0;
+        for (size_t h = 0; h < Hq; h++) error += s[h].head_error / s[h].n;
+        b->head_error[i * sc->n_evict] = error / (double)Hq;
+    }
+    free(point);
+    kv_replay_free(&sums);
+    return st;
+}
+
 /* ------------------------------------------------------------------------------------------------ errors */
 static double distance(size_t n, const float *a, const float *b)
 {
@@ -225,11 +260,11 @@ static void error_task(void *ctx, size_t i)
     size_t hidden = sc->info->hidden, at = i * sc->n_evict + t->l.order;
     double head = 0, stream = 0;
     for (uint32_t r = skip; r < t->b->n_row; r++) {
-        for (uint32_t h = 0; h < t->l.n_q_head; h++)
+        for (uint32_t h = 0; h < t->l.n_q_head && t->l.order; h++)
             head += distance(t->l.d, out_of(t, r, 0, h), out_of(t, r, branch, h));
         stream += distance(hidden, t->a->x + row_of(t, r, 0) * hidden, t->a->x + row_of(t, r, branch) * hidden);
     }
-    t->b->head_error[at] = head / ((double)sc->n_row * t->l.n_q_head);
+    if (t->l.order) t->b->head_error[at] = head / ((double)sc->n_row * t->l.n_q_head);
     t->b->stream_error[at] = stream / sc->n_row;
 }
 
@@ -250,23 +285,26 @@ kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_err
     kv_status st =
         kv_layer_load_at(sc, a->layer, schedules ? KV_NEED_FUTURE | b->plan->needs : 0, b->plan->max_window, &t.l, err);
     t.evicts = !st && t.l.order != KV_NEVER_EVICTS;
+    bool first = t.evicts && !t.l.order;
+    t.n_row = first ? sc->row_first - sc->n_cut : b->n_row;
     if (!st) st = kv_array(&t.st, n_task, sizeof *t.st, err);
     if (!st) st = kv_array(&t.err, n_task, sizeof *t.err, err);
-    if (!st) {
+    if (!st && t.n_row) {
         kv_parallel(n_task, b->threads, fixed_task, &t);
         st = first_failure(&t, n_task, err);
     }
-    for (uint32_t i = 1; i < b->n_branch && t.evicts && !st; i++) {
+    for (uint32_t i = 1; i < b->n_branch && t.evicts && t.n_row && !st; i++) {
         kv_schedule sch;
         const kv_point *p = b->point[i - 1];
         if (!scheduled(b, i)) continue;
-        lend_rows(&t, i);
+        if (!first) lend_rows(&t, i);
         if ((st = kv_schedule_make(b->plan, p->spec, &p->c, p->counts, &t.l, &sch, err))) break;
         t.branch = i, t.sch = &sch;
         kv_parallel(t.l.n_kv_head, b->threads, changing_task, &t);
         st = first_failure(&t, t.l.n_kv_head, err);
         kv_schedule_free(&sch);
     }
+    if (!st && first) st = attend_first(&t, err);
     if (!st && t.evicts) kv_parallel(b->n_branch - 1, b->threads, error_task, &t);
     free(t.st), free(t.err);
     kv_layer_free(&t.l);

@@ -122,7 +122,7 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
     unsigned needs = KV_NEED_FUTURE | (m->out->layer_error || m->out->bound ? KV_NEED_WO : 0);
     bool schedules = false;
     for (size_t i = 0; i < m->n_point; i++) schedules |= kv_schedule_used(m->plan, m->point[i].spec);
-    bool device = sc->gpu && kv_measure_gpu_can(m), host = !device || schedules || m->out->bound;
+    bool device = sc->gpu && !m->hat && kv_measure_gpu_can(m), host = !device || schedules || m->out->bound;
     m->l = kv_layer_shape(sc, index);
     kv_status st = host ? kv_layer_load(sc, index, needs | (schedules ? m->plan->needs : 0),
                                         schedules ? m->plan->max_window : 0, &m->l, err)
@@ -132,6 +132,7 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
     struct kv_bounds bounds = {0};
     m->errors = m->out->bound || (m->wanted & KV_M_OUTPUTS);
     m->contest = m->wanted >> KV_M_RECALL_CONTESTED & 1;
+    m->diffs = m->out->layer_error || m->hat;
     st = kv_array(&m->o, rows * m->l.d, sizeof *m->o, err);
     if (!st) st = kv_array(&m->lse, rows, sizeof *m->lse, err);
     if (!st) st = kv_array(&m->norm_o, rows, sizeof *m->norm_o, err);

@@ -25,6 +25,8 @@ typedef struct {
     kv_metric_set wanted;
     bool errors;  /* some metric of outputs is wanted */
     bool contest; /* contested recall is wanted */
+    bool diffs;   /* differences of outputs are formed: for layer errors, or for hat */
+    float *hat;   /* NULL, or [n_row][n_point + 1][Hq * d], filled: the full cache's outputs, then each point's */
     kv_layer l;
     float *triangle;   /* [n_triangle][Hq * d]: stands for W_O in norms (kv_triangle), or NULL */
     size_t n_triangle; /* its rows */
@@ -86,8 +88,8 @@ typedef struct {
 /* Add the rows to the sums of the points that keep this set (all of them have had the same rows so far). Rows of a
  * head come in order, so the sums do not depend on how they were cut into blocks. */
 void kv_account_rows(kv_measure *m, const size_t *point, size_t n_point, const kv_kept_rows *x);
-/* The same for whole rows of the layer: diff [n_point][n][Hq * d] = o - o_hat of all heads of rows r0.. at each point;
- * r0 a multiple of KV_LAYER_ROWS, n as many as there are up to that. */
+/* The same for whole rows of the layer, and into hat: diff [n_point][n][Hq * d] = o - o_hat of all heads of rows r0..
+ * at each point; r0 a multiple of KV_LAYER_ROWS, n as many as there are up to that. */
 kv_status kv_account_layer(kv_measure *m, const size_t *point, size_t n_point, size_t r0, size_t n, const float *diff,
                            kv_error *err);
 

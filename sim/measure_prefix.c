@@ -27,7 +27,7 @@ typedef struct {
     kv_checkpoints **checks;             /* [n_ranking][n_unit] */
     size_t n_diff;                       /* points that drop something in this layer */
     size_t *diff_point, *slot;           /* [n_diff] which, [n_point] and back */
-    float *diff;                         /* [n_diff][n][Hq * d]; NULL without layer errors */
+    float *diff;                         /* [n_diff][n][Hq * d]; NULL where none are asked for */
 } blocks;
 
 static void blocks_free(const kv_measure *m, blocks *b)
@@ -66,7 +66,7 @@ static kv_status blocks_make(const kv_measure *m, size_t from, size_t to, blocks
     if (!st) st = kv_array(&b->diff_point, m->n_point, sizeof *b->diff_point, err);
     if (!st) st = kv_array(&b->slot, m->n_point, sizeof *b->slot, err);
     if (st) return st;
-    if (m->out->layer_error) find_diffs(m, from, to, b);
+    if (m->diffs) find_diffs(m, from, to, b);
     b->n_max = sc->n_row < KV_LAYER_ROWS ? sc->n_row : KV_LAYER_ROWS;
     size_t R = l->group * b->n_max;
     b->ld = (R + 15) / 16 * 16;
@@ -199,6 +199,17 @@ static kv_status own_output(kv_measure *m, size_t r0, size_t n, kv_error *err)
     return st;
 }
 
+/* The full cache's outputs of rows r0.., also as those of points from..to-1: what drops nothing. */
+static void full_outputs(kv_measure *m, size_t from, size_t to, size_t r0, size_t n)
+{
+    size_t d = m->l.d, T = m->plan->scene->n_row, width = (size_t)m->l.n_q_head * d;
+    for (size_t r = r0; r < r0 + n; r++) {
+        float *row = m->hat + r * (m->n_point + 1) * width;
+        for (size_t h = 0; h < m->l.n_q_head; h++) memcpy(row + h * d, m->o + (h * T + r) * d, d * sizeof *row);
+        for (size_t i = from; i < to; i++) memcpy(row + (1 + i) * width, row, width * sizeof *row);
+    }
+}
+
 /* Points from..to-1, and the full cache's rows. */
 static kv_status some_points(kv_measure *m, size_t from, size_t to, kv_error *err)
 {
@@ -223,6 +234,7 @@ static kv_status some_points(kv_measure *m, size_t from, size_t to, kv_error *er
             if (!st && kv_interrupted()) st = kv_fail(err, KV_EINTERRUPTED, "interrupted");
         }
         if (!st && m->out->layer_error && m->out->own_output) st = own_output(m, r0, n, err);
+        if (!st && m->hat) full_outputs(m, from, to, r0, n);
         if (!st && b.n_diff) st = kv_account_layer(m, b.diff_point, b.n_diff, r0, n, b.diff, err);
     }
     for (size_t i = from; i < to && !st; i++)
@@ -239,11 +251,13 @@ size_t kv_measure_points_at_once(size_t width)
 
 kv_status kv_measure_prefixes(kv_measure *m, kv_error *err)
 {
-    size_t most = m->out->layer_error ? kv_measure_points_at_once((size_t)m->l.n_q_head * m->l.d) : m->n_point;
+    size_t most = m->diffs ? kv_measure_points_at_once((size_t)m->l.n_q_head * m->l.d) : m->n_point;
     kv_status st = KV_OK;
-    for (size_t from = 0, to; from < m->n_point && !st; from = to) {
+    size_t from = 0, to;
+    do { /* without a point the full cache's rows alone */
         to = m->n_point - from < most ? m->n_point : from + most;
         st = some_points(m, from, to, err);
-    }
+        from = to;
+    } while (from < m->n_point && !st);
     return st;
 }

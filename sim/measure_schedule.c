@@ -47,7 +47,7 @@ static kv_status measure_schedule(kv_measure *m, size_t point, const kv_schedule
     if (!st) st = kv_array(&weight, N, sizeof *weight, err);
     if (!st) st = kv_array(&gap, d, sizeof *gap, err);
     if (!st) st = kv_array(&none, d, sizeof *none, err);
-    if (!st && m->out->layer_error) st = kv_array(&diff, KV_LAYER_ROWS * width, sizeof *diff, err);
+    if (!st && m->diffs) st = kv_array(&diff, KV_LAYER_ROWS * width, sizeof *diff, err);
     for (size_t r0 = 0; r0 < T && !st; r0 += KV_LAYER_ROWS) {
         size_t rows = T - r0 < KV_LAYER_ROWS ? T - r0 : KV_LAYER_ROWS;
         for (uint32_t h0 = 0; h0 < l->n_q_head && !st; h0 += (uint32_t)g) {
@@ -145,7 +145,7 @@ kv_status kv_measure_schedules(kv_measure *m, kv_error *err)
         if (!kv_schedule_used(m->plan, m->point[i].spec)) continue;
         st = kv_schedule_make(m->plan, m->point[i].spec, &m->point[i].c, m->point[i].counts, &m->l, &sch, err);
         if (!st) st = measure_schedule(m, i, &sch, err);
-        if (!st) ledger(m, i, &sch);
+        if (!st && m->out->rows) ledger(m, i, &sch);
         if (!st && m->out->coverage)
             st = kv_coverage_add(m->out->coverage, i, m->point[i].spec, m->point[i].counts, m->l.order, &sch, err);
         if (!st && m->bounds && kv_bounds_apply(&m->plan->spec[m->point[i].spec]))

@@ -117,6 +117,7 @@ static inline void closed_cut(const char *model, kv_dtype dtype, uint32_t chunk,
     CHECKF(!kv_closed_run(&c.w.plan, c.w.point, c.w.n_point, c.f32, 2, NULL, NULL, NULL, &cpu, &err), "%s", err.msg);
     CHECKF(!closed_on_device(&c, chunk, &dev, &err), "%s: %s", model, err.msg);
     if (!cpu.delta_nll || !dev.delta_nll) return;
+    check_first_layer(&c.w, &cpu);
     size_t n = c.w.n_point * cpu.n_pred, errors = c.w.n_point * c.w.scene.n_evict;
     double nll = farthest(cpu.delta_nll, dev.delta_nll, n), kl = farthest(cpu.kl, dev.kl, n), far = 0, size = 0;
     double top1 = farthest(cpu.top1, dev.top1, n), top5 = farthest(cpu.top5, dev.top5, n);

@@ -208,20 +208,7 @@ static void test_against_plain(const kv_model *m, const char *path, const char *
         CHECK(fabs((double)one.delta_nll[t] - (double)c.delta_nll[c.n_pred + t]) < 1e-5);
     kv_closed_free(&one);
 
-    /* Layer 0 sees what the open loop sees. */
-    kv_replay rp;
-    CHECK(!kv_replay_run(&w.plan, w.point, w.n_point, 1u << KV_M_HEAD_ERROR, 2, NULL, NULL, &rp, &err));
-    for (size_t i = 0; i < w.n_point; i++) {
-        double open = 0;
-        uint32_t Hq = w.scene.info->n_q_head;
-        for (uint32_t h = 0; h < Hq; h++) {
-            const kv_head_sums *s = &rp.head[(i * w.scene.n_evict + 0) * Hq + h];
-            open += s->head_error / s->n / Hq;
-        }
-        CHECKF(fabs(open - c.head_error[i * w.scene.n_evict]) < 1e-6, "%s: layer 0 %g, open loop %g",
-               w.spec[w.point[i].spec].canonical, c.head_error[i * w.scene.n_evict], open);
-    }
-    kv_replay_free(&rp);
+    check_first_layer(&w, &c);
     kv_closed_free(&c);
     close_world(&w);
 }

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "sim/closed.h"
 #include "sim/plan.h"
 #include "sim/replay.h"
 #include "tests/check.h"
@@ -42,6 +43,24 @@ static void open_world(world *w, const char *path, const char *cut, const char *
         CHECKF(!kv_plan_counts(&w->plan, p->spec, &p->c, p->counts, &err), "%s", err.msg);
         free(b);
     }
+}
+
+/* The first layer that evicts has lost nothing before it: what the closed loop on the CPU measures there is the open
+ * loop's number, to the last bit (the mean over rows of each head, then over heads, as metric.c forms it). */
+static inline void check_first_layer(const world *w, const kv_closed *c)
+{
+    kv_error err;
+    kv_replay rp;
+    size_t E = w->scene.n_evict, Hq = w->scene.info->n_q_head;
+    CHECK(!kv_replay_run(&w->plan, w->point, w->n_point, KV_M_BIT(KV_M_HEAD_ERROR), 2, NULL, NULL, &rp, &err));
+    for (size_t i = 0; i < w->n_point && E && rp.head; i++) {
+        const kv_head_sums *s = rp.head + i * E * Hq;
+        double open = 0;
+        for (size_t h = 0; h < Hq; h++) open += s[h].head_error / s[h].n;
+        CHECKF(open / (double)Hq == c->head_error[i * E], "%s: first layer %.17g, open loop %.17g",
+               w->spec[w->point[i].spec].canonical, c->head_error[i * E], open / (double)Hq);
+    }
+    kv_replay_free(&rp);
 }
 
 static void close_world(world *w)
