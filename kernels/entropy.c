@@ -2,14 +2,16 @@
 #include "kernels/isa.h"
 #include "kernels/lanes.h"
 
-KV_INLINE double entropy(size_t n, const float *a, double eps)
+KV_INLINE double entropy(size_t n, const float *a, float eps)
 {
-    double lane[8] = {0};
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (size_t l = 0; l < 8; l++) lane[l] -= a[i + l] * kv_logd(a[i + l] + eps);
-    for (; i < n; i++) lane[i % 8] -= a[i] * kv_logd(a[i] + eps);
-    return kv_sum8(lane);
+    float term[KV_SUM_BLOCK];
+    double sum = 0;
+    for (; n; a += KV_SUM_BLOCK, n -= n < KV_SUM_BLOCK ? n : KV_SUM_BLOCK) {
+        size_t m = n < KV_SUM_BLOCK ? n : KV_SUM_BLOCK;
+        for (size_t i = 0; i < m; i++) term[i] = a[i] * kv_logf(a[i] + eps);
+        sum -= kv_sum_of(m, term);
+    }
+    return sum;
 }
 
 KV_INLINE double squares(size_t n, const float *a, const float *b, float *diff)
@@ -37,7 +39,8 @@ KV_INLINE void spread(size_t n_row, size_t n, const float *p, size_t ld, double 
         size_t end = n - i0 < 512 ? n : i0 + 512;
         for (size_t i = i0; i < end; i++) mean[i] = sq[i] = 0;
         for (size_t r = 0; r < n_row; r++)
-            for (size_t i = i0; i < end; i++) mean[i] += (double)p[r * ld + i] / (double)n_row;
+            for (size_t i = i0; i < end; i++) mean[i] += p[r * ld + i];
+        for (size_t i = i0; i < end; i++) mean[i] /= (double)n_row;
         for (size_t r = 0; r < n_row; r++)
             for (size_t i = i0; i < end; i++) {
                 double d = p[r * ld + i] - mean[i];
@@ -46,12 +49,12 @@ KV_INLINE void spread(size_t n_row, size_t n, const float *p, size_t ld, double 
     }
 }
 
-static double entropy_plain(size_t n, const float *a, double eps)
+static double entropy_plain(size_t n, const float *a, float eps)
 {
     return entropy(n, a, eps);
 }
 
-KV_V3 static double entropy_v3(size_t n, const float *a, double eps)
+KV_V3 static double entropy_v3(size_t n, const float *a, float eps)
 {
     return entropy(n, a, eps);
 }
@@ -66,7 +69,7 @@ KV_V3 static double squares_v3(size_t n, const float *a, const float *b, float *
     return squares(n, a, b, diff);
 }
 
-double kv_entropy(size_t n, const float *a, double eps)
+double kv_entropy(size_t n, const float *a, float eps)
 {
     return (kv_has_v3() ? entropy_v3 : entropy_plain)(n, a, eps);
 }

@@ -177,135 +177,97 @@ __global__ void normalisers(kv_turned t, size_t n_col, const float *top, const f
 }
 
 /* ------------------------------------------------------------------------------------------------ reductions */
-const int KEYS = 128, ROWS = 32; /* keys of a block (a thread each), rows staged at a time */
+const int KEYS = KV_SUM_BLOCK, ROWS = 32; /* keys of a block (a thread each), rows staged at a time */
+static_assert(KEYS == 8 * ROWS, "a warp is a lane of the sums, its threads are rows");
 
-/* Rows r0.. of one head at KEYS keys as probabilities, tile[key][row]. */
-__device__ void stage(const kv_turned &t, size_t col, uint32_t n, size_t key0, const float *p, const float *sum,
-                      float (*tile)[ROWS + 1])
+/* Rows r0.. of one head at KEYS keys as probabilities, tile[key][row], 0 behind n. Returns the sum of this thread's
+ * terms of the entropy: one row, one lane (kv_entropy), which are what it staged. */
+template <bool STATS>
+__device__ double stage(const kv_turned &t, size_t col, uint32_t rows, uint32_t n, size_t key0, const float *p,
+                        const float *sum, float eps, float (*tile)[ROWS + 1])
 {
+    const uint32_t r = threadIdx.x % ROWS, lane = threadIdx.x / ROWS;
+    const uint32_t end = r < rows ? n - (uint32_t)key0 : 0; /* of this row's keys, from key0 */
+    const float all = r < rows ? sum[col + r] : 1, *at = p + (key0 + lane) * t.ld + col + r;
+    double terms = 0;
     __syncthreads();
-    const uint32_t r = threadIdx.x % ROWS;
-    const float s = r < n ? sum[col + r] : 1;
-    float x[8];
-    for (int k0 = threadIdx.x / ROWS; k0 < KEYS; k0 += 8 * (KEYS / ROWS)) {
+    for (uint32_t k = lane; k < KEYS; k += 8 * 8, at += 8 * 8 * t.ld) {
+        float x[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i] = k + 8 * i < end ? at[8 * i * t.ld] : 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            size_t key = key0 + k0 + i * (KEYS / ROWS);
-            x[i] = r < n && key < t.n_key ? p[key * t.ld + col + r] : 0;
+            float a = __fdiv_rn(x[i], all);
+            tile[k + 8 * i][r] = a;
+            if (STATS) terms += a * kv_logf(a + eps);
         }
-#pragma unroll
-        for (int i = 0; i < 8; i++) tile[k0 + i * (KEYS / ROWS)][r] = __fdiv_rn(x[i], s);
     }
     __syncthreads();
+    return terms;
 }
 
-__global__ void reduce_rows(kv_turned t, int how, double gamma, uint32_t w, uint32_t n, const float *p,
-                            const float *sum, float *out, size_t ld_out)
+/* kv_reduce_rows at KEYS keys of a head. STATS: also what these keys add to the head's entropies and to its spread. */
+template <bool STATS>
+__global__ __launch_bounds__(KEYS, 5) void reduce_rows(kv_turned t, int how, double gamma, uint32_t w, uint32_t n,
+                                                    const float *p, const float *sum, float *out, size_t ld_out,
+                                                    float eps, double *part)
 {
     __shared__ float tile[KEYS][ROWS + 1];
-    const size_t h = blockIdx.y, key0 = (size_t)blockIdx.x * KEYS, col = h * t.n_row + (t.n_row - w);
-    const size_t i = key0 + threadIdx.x;
-    const float *mine = tile[threadIdx.x];
-    double s = 0, var = 0;
+    __shared__ double lanes[8 * ROWS];
+    const uint32_t tid = threadIdx.x;
+    const size_t h = blockIdx.y, key0 = (size_t)blockIdx.x * KEYS, col = h * t.n_row + (t.n_row - w), i = key0 + tid;
+    const float *mine = tile[tid];
+    double s = 0, top = 0, var = 0;
+    if (STATS) part += blockIdx.x * (size_t)t.n_q_head * (w + 1);
     for (uint32_t r0 = 0; r0 < w; r0 += ROWS) {
         uint32_t m = w - r0 < ROWS ? w - r0 : ROWS;
-        stage(t, col + r0, m, key0, p, sum, tile);
+        double terms = stage<STATS>(t, col + r0, m, n, key0, p, sum, eps, tile);
         for (uint32_t r = 0; r < m; r++) {
             double a = mine[r];
-            if (how == KV_ROWS_MAX) s = a > s ? a : s;
-            else s += a;
+            s += a;
+            if (how == KV_ROWS_MAX) top = a > top ? a : top;
         }
+        if (!STATS) continue;
+        lanes[tid % ROWS * 8 + tid / ROWS] = terms;
+        __syncthreads();
+        if (tid < m) part[h * w + r0 + tid] = -kv_sum8(lanes + tid * 8);
     }
-    for (uint32_t r0 = 0; r0 < w && how == KV_ROWS_MEAN_VAR; r0 += ROWS) {
+    const double mean = s / (double)w;
+    for (uint32_t r0 = 0; r0 < w && (STATS || how == KV_ROWS_MEAN_VAR); r0 += ROWS) {
         uint32_t m = w - r0 < ROWS ? w - r0 : ROWS;
-        if (w > ROWS) stage(t, col + r0, m, key0, p, sum, tile);
+        if (w > ROWS) stage<false>(t, col + r0, m, n, key0, p, sum, eps, tile);
         for (uint32_t r = 0; r < m; r++) {
-            double d = mine[r] - s / (double)w;
+            double d = mine[r] - mean;
             var += d * d;
         }
     }
-    if (i >= n) return;
-    out[h * ld_out + i] =
-        how == KV_ROWS_MEAN       ? (float)(s / (double)w)
-        : how == KV_ROWS_MEAN_VAR ? (float)(s / (double)w + (w > 1 ? gamma * (var / ((double)w - 1)) : 0))
-                                  : (float)s;
-}
-
-/* kv_column_spread, divided by w - 1. */
-__global__ void column_spread(kv_turned t, uint32_t w, uint32_t n, const float *p, const float *sum, double *var)
-{
-    __shared__ float tile[KEYS][ROWS + 1];
-    const size_t h = blockIdx.y, key0 = (size_t)blockIdx.x * KEYS, col = h * t.n_row + (t.n_row - w);
-    const size_t i = key0 + threadIdx.x;
-    const float *mine = tile[threadIdx.x];
-    double mean = 0, sq = 0;
-    for (uint32_t r0 = 0; r0 < w; r0 += ROWS) {
-        uint32_t m = w - r0 < ROWS ? w - r0 : ROWS;
-        stage(t, col + r0, m, key0, p, sum, tile);
-        for (uint32_t r = 0; r < m; r++) mean += (double)mine[r] / (double)w;
-    }
-    for (uint32_t r0 = 0; r0 < w; r0 += ROWS) {
-        uint32_t m = w - r0 < ROWS ? w - r0 : ROWS;
-        if (w > ROWS) stage(t, col + r0, m, key0, p, sum, tile);
-        for (uint32_t r = 0; r < m; r++) {
-            double d = mine[r] - mean;
-            sq += d * d;
-        }
-    }
-    if (i < n) var[h * n + i] = w > 1 ? sq / ((double)w - 1) : 0;
-}
-
-/* spread[h] = kv_sum_blocks of var[h]: eight threads a block of positions; thread 0 adds the blocks. */
-__global__ void add_spread(uint32_t n, const double *var, double *spread)
-{
-    __shared__ double lanes[32][8];
-    const double *x = var + (size_t)blockIdx.x * n;
-    const uint32_t b = threadIdx.x / 8, lane = threadIdx.x % 8;
-    double sum = 0;
-    for (size_t b0 = 0; b0 < n; b0 += 32 * KV_SUM_BLOCK) {
-        size_t at = b0 + b * KV_SUM_BLOCK, end = at + KV_SUM_BLOCK < n ? at + KV_SUM_BLOCK : n;
-        double s = 0;
-#pragma unroll 16
-        for (size_t j = at + lane; j < end; j += 8) s += x[j];
-        lanes[b][lane] = s;
-        __syncthreads();
-        for (int i = 0; i < 32 && !threadIdx.x && b0 + i * KV_SUM_BLOCK < n; i++) sum += kv_sum8(lanes[i]);
-        __syncthreads();
-    }
-    if (!threadIdx.x) spread[blockIdx.x] = sum;
-}
-
-/* Entropies of 8 columns a block: terms of 96 keys side by side, while 64 more threads (a column and a lane each) add
- * those of the keys before. */
-const int SIDE = 96, TERMS = COLS * SIDE;
-__global__ void entropies(kv_turned t, uint32_t w, uint32_t n, double eps, const float *p, const float *sum,
-                          double *entropy)
-{
-    __shared__ double term[2][SIDE][COLS + 1], lanes[COLS][8];
-    const int tid = threadIdx.x, x = tid % COLS, y = tid / COLS;
-    const bool adds = tid >= TERMS;
-    const int lane = y - SIDE; /* of the adders */
-    const size_t c = blockIdx.x * (size_t)COLS + x, n_col = (size_t)t.n_q_head * w;
-    const size_t col = c / w * t.n_row + (t.n_row - w) + c % w;
-    const float all = c < n_col ? sum[col] : 1;
-    double s = 0;
-    float next = !adds && c < n_col && (size_t)y < n ? p[y * t.ld + col] : 0;
-    for (size_t j0 = 0; j0 < n + SIDE; j0 += SIDE) { /* terms of j0.., sums of the block before */
-        const int now = j0 / SIDE % 2;
-        if (!adds) {
-            const size_t j = j0 + y;
-            double a = __fdiv_rn(next, all);
-            next = c < n_col && j + SIDE < n ? p[(j + SIDE) * t.ld + col] : 0;
-            if (j0 < n) term[now][y][x] = j < n ? a * kv_logd(a + eps) : 0;
-        } else if (j0) {
-#pragma unroll
-            for (int i = 0; i < SIDE / 8; i++) s -= term[now ^ 1][lane + 8 * i][x];
-        }
-        __syncthreads();
-    }
-    if (adds) lanes[x][lane] = s;
+    var = w > 1 ? var / ((double)w - 1) : 0;
+    if (i < n)
+        out[h * ld_out + i] = how == KV_ROWS_MEAN       ? (float)mean
+                              : how == KV_ROWS_MEAN_VAR ? (float)(mean + gamma * var)
+                              : how == KV_ROWS_MAX      ? (float)top
+                                                        : (float)s;
+    if (!STATS) return;
     __syncthreads();
-    if (!y && c < n_col) entropy[c] = kv_sum8(lanes[x]);
+    lanes[tid] = var; /* 0 behind n */
+    __syncthreads();
+    if (tid >= 8) return;
+    double x = 0;
+    for (int k = 0; k < KEYS; k += 8) x += lanes[k + tid];
+    lanes[tid] = x; /* nobody else reads that one */
+    __syncwarp(0xff);
+    if (!tid) part[(size_t)t.n_q_head * w + h] = kv_sum8(lanes);
+}
+
+/* stats[i] = the sum of part[block][i], i < m, blocks in order. */
+__global__ void add_blocks(size_t n_block, size_t m, const double *part, double *stats)
+{
+    const size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (i >= m) return;
+    double s = 0;
+#pragma unroll 16
+    for (size_t b = 0; b < n_block; b++) s += part[b * m + i];
+    stats[i] = s;
 }
 
 /* ------------------------------------------------------------------------------------------------ units */
@@ -405,13 +367,22 @@ extern "C" int kv_softmax_dev(const kv_turned *t, float *p, float *sum, float *l
     return last();
 }
 
+extern "C" size_t kv_window_stats(const kv_turned *t, uint32_t w, uint32_t n)
+{
+    return (1 + (size_t)blocks(n, KEYS)) * t->n_q_head * (w + 1) * sizeof(double);
+}
+
 extern "C" int kv_reduce_rows_dev(const kv_turned *t, kv_row_reduce how, double gamma, uint32_t w, uint32_t n,
-                                  const float *p, const float *sum, float *out, size_t ld_out,
+                                  const float *p, const float *sum, float *out, size_t ld_out, float eps, double *stats,
                                   struct CUstream_st *stream)
 {
+    const size_t m = (size_t)t->n_q_head * (w + 1);
     if (w > t->n_row || n > t->n_key) return (int)cudaErrorInvalidValue;
-    if (!n) return 0;
-    reduce_rows<<<dim3(blocks(n, KEYS), t->n_q_head), KEYS, 0, stream>>>(*t, how, gamma, w, n, p, sum, out, ld_out);
+    dim3 grid(blocks(n, KEYS), t->n_q_head);
+    if (n)
+        (stats ? reduce_rows<true> : reduce_rows<false>)<<<grid, KEYS, 0, stream>>>(*t, how, gamma, w, n, p, sum, out, ld_out,
+                                                                                  eps, stats ? stats + m : NULL);
+    if (stats) add_blocks<<<blocks(m, 64), 64, 0, stream>>>(grid.x, m, stats + m, stats);
     return last();
 }
 
@@ -420,20 +391,6 @@ extern "C" int kv_group_heads_dev(const kv_grouping *g, size_t n, size_t ld, con
 {
     if (!n) return 0;
     group_heads<<<dim3(blocks(n, 256), (unsigned)g->n_unit), 256, 0, stream>>>(*g, n, ld, per_head, score);
-    return last();
-}
-
-extern "C" int kv_window_spread_dev(const kv_turned *t, uint32_t w, uint32_t n, double eps, const float *p,
-                                    const float *sum, double *entropy, double *spread, double *var,
-                                    struct CUstream_st *stream)
-{
-    if (w > t->n_row || n > t->n_key || !w) return (int)cudaErrorInvalidValue;
-    if (n) {
-        column_spread<<<dim3(blocks(n, KEYS), t->n_q_head), KEYS, 0, stream>>>(*t, w, n, p, sum, var);
-    }
-    add_spread<<<t->n_q_head, 256, 0, stream>>>(n, var, spread);
-    entropies<<<blocks((size_t)t->n_q_head * w, COLS), TERMS + 8 * COLS, 0, stream>>>(*t, w, n, eps, p, sum,
-                                                                                               entropy);
     return last();
 }
 

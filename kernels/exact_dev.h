@@ -29,16 +29,16 @@ int kv_scores_dev(const kv_turned *t, const float *q, const float *k, float *p, 
 size_t kv_softmax_scratch(const kv_turned *t);
 int kv_softmax_dev(const kv_turned *t, float *p, float *sum, float *lse, void *scratch, struct CUstream_st *stream);
 
-/* kv_reduce_rows of the last w rows of every head: out[h][i] for i < n, rows at ld_out. n <= n_key, w <= n_row. */
+/* kv_reduce_rows of the last w rows of every head: out[h][i] for i < n, rows at ld_out. n <= n_key, w <= n_row.
+ * stats NULL, or kv_window_stats bytes that begin with [n_q_head * w] kv_entropy of the first n keys of
+ * every row, then [n_q_head] kv_sum_blocks over the n columns of kv_column_spread's sq / (w - 1) (0 when w is 1). */
+size_t kv_window_stats(const kv_turned *t, uint32_t w, uint32_t n);
 int kv_reduce_rows_dev(const kv_turned *t, kv_row_reduce how, double gamma, uint32_t w, uint32_t n, const float *p,
-                       const float *sum, float *out, size_t ld_out, struct CUstream_st *stream);
+                       const float *sum, float *out, size_t ld_out, float eps, double *stats,
+                       struct CUstream_st *stream);
 /* kv_group_heads; per_head is not overwritten. */
 int kv_group_heads_dev(const kv_grouping *g, size_t n, size_t ld, const float *per_head, float *score,
                        struct CUstream_st *stream);
-/* entropy[h * w + r] = kv_entropy of the first n keys of the last w rows; spread[h] = kv_sum_blocks over the n
- * columns of kv_column_spread's sq / (w - 1) (0 when w is 1). var: scratch [n_q_head][n]. */
-int kv_window_spread_dev(const kv_turned *t, uint32_t w, uint32_t n, double eps, const float *p, const float *sum,
-                         double *entropy, double *spread, double *var, struct CUstream_st *stream);
 /* score[u][i] = sign |x[u][i]| for n rows of d: x[u] starts at x + u * x_head, score[u] at score + u * ld. */
 int kv_norms_dev(size_t n_unit, size_t n, size_t d, size_t x_head, float sign, const float *x, float *score, size_t ld,
                  struct CUstream_st *stream);

@@ -140,16 +140,16 @@ typedef struct {
 } kv_grouping;
 void kv_group_heads(const kv_grouping *g, size_t n, size_t ld, float *per_head, float *score, float *tmp);
 
-/* EXACT. -sum a ln(a + eps) for a >= 0, eps > 0; products in double, lane i mod 8, reduced as in kv_probs; ln is
- * kv_logd of math.h. */
-double kv_entropy_ref(size_t n, const float *a, double eps);
-double kv_entropy(size_t n, const float *a, double eps);
-/* EXACT. Columns of p, n_row rows of n at stride ld, in double, rows ascending: mean[i] = sum of p / n_row (each
- * element divided), sq[i] = sum of (p - mean[i])^2. */
+/* EXACT. -sum a ln(a + eps) for a >= 0, eps > 0: terms in float, ln is kv_logf of math.h; summed in double as by
+ * kv_sum_blocks. */
+double kv_entropy_ref(size_t n, const float *a, float eps);
+double kv_entropy(size_t n, const float *a, float eps);
+/* EXACT. Columns of p, n_row rows of n at stride ld, in double, rows ascending: mean[i] = (sum of p) / n_row, sq[i] =
+ * sum of (p - mean[i])^2. */
 void kv_column_spread_ref(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq);
 void kv_column_spread(size_t n_row, size_t n, const float *p, size_t ld, double *mean, double *sq);
 /* EXACT. Sum of n doubles: eight lanes (as in kv_probs) in each block of KV_SUM_BLOCK, blocks in order. */
-enum { KV_SUM_BLOCK = 1024 };
+enum { KV_SUM_BLOCK = 256 };
 double kv_sum_blocks(size_t n, const double *x);
 /* EXACT. Sum of (a - b)^2, differences in float, squares in double lanes; diff NULL or [n] gets a - b. */
 double kv_diff_squares_ref(size_t n, const float *a, const float *b, float *diff);

@@ -23,10 +23,18 @@ int kv_softmax_dev(const kv_turned *t, float *p, float *sum, float *lse, void *s
     return NO_DEVICE;
 }
 
-int kv_reduce_rows_dev(const kv_turned *t, kv_row_reduce how, double gamma, uint32_t w, uint32_t n, const float *p,
-                       const float *sum, float *out, size_t ld_out, struct CUstream_st *stream)
+size_t kv_window_stats(const kv_turned *t, uint32_t w, uint32_t n)
 {
-    (void)t, (void)how, (void)gamma, (void)w, (void)n, (void)p, (void)sum, (void)out, (void)ld_out, (void)stream;
+    (void)t, (void)w, (void)n;
+    return 0;
+}
+
+int kv_reduce_rows_dev(const kv_turned *t, kv_row_reduce how, double gamma, uint32_t w, uint32_t n, const float *p,
+                       const float *sum, float *out, size_t ld_out, float eps, double *stats,
+                       struct CUstream_st *stream)
+{
+    (void)t, (void)how, (void)gamma, (void)w, (void)n, (void)p, (void)sum, (void)out, (void)ld_out, (void)eps;
+    (void)stats, (void)stream;
     return NO_DEVICE;
 }
 
@@ -34,13 +42,6 @@ int kv_group_heads_dev(const kv_grouping *g, size_t n, size_t ld, const float *p
                        struct CUstream_st *stream)
 {
     (void)g, (void)n, (void)ld, (void)per_head, (void)score, (void)stream;
-    return NO_DEVICE;
-}
-
-int kv_window_spread_dev(const kv_turned *t, uint32_t w, uint32_t n, double eps, const float *p, const float *sum,
-                         double *entropy, double *spread, double *var, struct CUstream_st *stream)
-{
-    (void)t, (void)w, (void)n, (void)eps, (void)p, (void)sum, (void)entropy, (void)spread, (void)var, (void)stream;
     return NO_DEVICE;
 }
 

@@ -357,7 +357,7 @@ static void check_entropy(const kv_kernel *self, const kv_case *c, uint64_t seed
             fail(v, "out of memory");
         }
         free(col);
-        got[0] = kv_entropy(n, a, 1e-10), want[0] = kv_entropy_ref(n, a, 1e-10);
+        got[0] = kv_entropy(n, a, 1e-10f), want[0] = kv_entropy_ref(n, a, 1e-10f);
         compare_d("entropy and squares", 2, got, want, self->tol, v);
         for (size_t i = 0; i < n; i++) {
             double x = a[i] + 1e-10;

@@ -45,7 +45,7 @@ static kv_status preference(kv_layer *l, uint32_t window, double *H, double *V, 
     if (!st) st = kv_array(&mean, n, sizeof *mean, err);
     if (!st) st = kv_array(&var, n, sizeof *var, err);
     for (uint32_t q = 0; q < l->n_q_head && !st; q++, p += (size_t)w * l->L) {
-        for (uint32_t r = 0; r < w; r++) h += kv_entropy(n, p + (size_t)r * l->L, 1e-10);
+        for (uint32_t r = 0; r < w; r++) h += kv_entropy(n, p + (size_t)r * l->L, 1e-10f);
         kv_column_spread(w, n, p, l->L, mean, var);
         for (uint32_t i = 0; i < n; i++) var[i] = w > 1 ? var[i] / (w - 1) : 0;
         v += kv_sum_blocks(n, var);

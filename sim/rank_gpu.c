@@ -61,8 +61,22 @@ static int attend(ranker *k)
     return code ? code : kv_softmax_dev(&k->t, k->attention, k->sum, NULL, scratch, k->lane->stream);
 }
 
+/* CAKE's H and V, as preference() of plan.c. */
+static int preference(ranker *k, kv_ranking *r, const double *stats)
+{
+    size_t heads = k->l.n_q_head, rows = heads * window_of(k, r->spec);
+    int code = 0;
+    double *host = (double *)(void *)kv_gpu_pinned(k->lane, (rows + heads) * 8, &code), h = 0, v = 0;
+    if (!code) code = kv_gpu_copy(host, stats, (rows + heads) * 8, k->lane->stream);
+    if (!code) code = kv_gpu_stream_sync(k->lane->stream);
+    for (size_t i = 0; i < rows && !code; i++) h += host[i];
+    for (size_t i = 0; i < heads && !code; i++) v += host[rows + i];
+    r->entropy[k->l.order] = h, r->variance[k->l.order] = v;
+    return code;
+}
+
 /* Scores of one ranking into score [n_unit][L]; positions of the window stay 0. */
-static int scores_of(ranker *k, const kv_ranking *r, float *score)
+static int scores_of(ranker *k, kv_ranking *r, float *score)
 {
     const kv_layer *l = &k->l;
     const kv_spec *s = r->spec;
@@ -71,37 +85,20 @@ static int scores_of(ranker *k, const kv_ranking *r, float *score)
     kv_grouping g = kv_grouping_of(l, s);
     int code = 0;
     float *head = kv_gpu_buffer(k->lane, KV_B_HEAD, (size_t)l->n_q_head * L * 4, &code);
-    if (code) return code;
-    if (c == &kv_scorer_knorm) {
+    double *stats = NULL;
+    if (r->want_preference) stats = kv_gpu_buffer(k->lane, KV_B_STATS, kv_window_stats(&k->t, w, n), &code);
+    if (!code && (stats || c == &kv_scorer_window))
+        code = kv_reduce_rows_dev(&k->t, (kv_row_reduce)s->row_reduce, s->gamma, w, n, k->attention, k->sum, head, L,
+                                  1e-10f, stats, k->lane->stream);
+    if (!code && stats) code = preference(k, r, stats);
+    if (!code && c == &kv_scorer_knorm) {
         code = kv_norms_dev(l->n_kv_head, L, l->d, (size_t)l->scene->n_token * l->d, -1, k->dev->k, head, L,
                             k->lane->stream);
         return code ? code : kv_spread_kv_dev(l->n_kv_head, r->n_unit, L, L, head, score, k->lane->stream);
     }
-    if (c == &kv_scorer_colsum)
+    if (!code && c == &kv_scorer_colsum)
         code = kv_column_share_dev(l->n_q_head, L, L, s->per_row, k->dev->colsum, head, k->lane->stream);
-    else
-        code = kv_reduce_rows_dev(&k->t, (kv_row_reduce)s->row_reduce, s->gamma, w, n, k->attention, k->sum, head, L,
-                                  k->lane->stream);
     return code ? code : kv_group_heads_dev(&g, n, L, head, score, k->lane->stream);
-}
-
-/* CAKE's H and V, as preference() of plan.c. */
-static int preference(ranker *k, kv_ranking *r)
-{
-    uint32_t w = window_of(k, r->spec), n = k->l.L - w, Hq = k->l.n_q_head;
-    int code = 0;
-    double *out = kv_gpu_buffer(k->lane, KV_B_ENTROPY, ((size_t)Hq * w + Hq) * 8, &code);
-    double *var = kv_gpu_buffer(k->lane, KV_B_VAR, (size_t)Hq * n * 8 + 8, &code);
-    double *host = (double *)(void *)kv_gpu_pinned(k->lane, ((size_t)Hq * w + Hq) * 8, &code), h = 0, v = 0;
-    if (code) return code;
-    code =
-        kv_window_spread_dev(&k->t, w, n, 1e-10, k->attention, k->sum, out, out + (size_t)Hq * w, var, k->lane->stream);
-    if (!code) code = kv_gpu_copy(host, out, ((size_t)Hq * w + Hq) * 8, k->lane->stream);
-    if (!code) code = kv_gpu_stream_sync(k->lane->stream);
-    for (size_t i = 0; i < (size_t)Hq * w && !code; i++) h += host[i];
-    for (size_t i = 0; i < Hq && !code; i++) v += host[(size_t)Hq * w + i];
-    r->entropy[k->l.order] = h, r->variance[k->l.order] = v;
-    return code;
 }
 
 /* Units of all rankings: lists and places to the device, one sort, orders and scores back. */
@@ -181,7 +178,6 @@ kv_status kv_gpu_rank(kv_gpu_pass *g, kv_plan *p, uint32_t layer, bool *done, kv
     for (size_t r = 0; r < p->n_ranking && !st && !code; r++) {
         if (!done[r]) continue;
         code = scores_of(&k, &p->ranking[r], k.score + u * p->scene->n_cut);
-        if (!code && p->ranking[r].want_preference) code = preference(&k, &p->ranking[r]);
         u += p->ranking[r].n_unit;
     }
     if (!st && code) st = kv_gpu_failed(code, err);

@@ -87,7 +87,7 @@ static void walks(void)
     portable_spread(KEYS, R, p, LD, spread, spread + LD);
     kv_column_spread_ref(KEYS, R, p, LD, spread + 2 * LD, spread + 3 * LD);
     CHECK(!memcmp(spread, spread + 2 * LD, R * 8) && !memcmp(spread + LD, spread + 3 * LD, R * 8));
-    CHECK(portable_entropy(KEYS, p, 1e-10) == kv_entropy_ref(KEYS, p, 1e-10));
+    CHECK(portable_entropy(KEYS, p, 1e-10f) == kv_entropy_ref(KEYS, p, 1e-10f));
     CHECK(portable_squares(R * D, q, k, NULL) == kv_diff_squares_ref(R * D, q, k, NULL));
     free(q), free(k), free(p), free(out);
 }
