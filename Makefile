@@ -97,6 +97,9 @@ PLUGINS   += $(OUT)/tests/fault.so
 endif
 $(OUT)/tests/fault.so: tests/fault.c
 	$(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -D_GNU_SOURCE -shared -fPIC $(WARN) $< -o $@ -ldl
+# A kernel that traps, to preload (tests/gpu_check.py).
+$(OUT)/tests/trap.so: tests/trap.cu
+	$(call say,nvcc $@)mkdir -p $(@D) && $(NVCC) -O2 -std=c++17 $(GENCODE) -shared -Xcompiler -fPIC,-Wall -Xlinker --exclude-libs,ALL $< -o $@ -ldl
 # Plug-ins are built as a stranger builds them: the public header and nothing else.
 PLUGIN     = $(call say,so $@)mkdir -p $(@D) && $(CC) $(CFLAGS) -std=c11 -shared -fPIC -ffp-contract=off $(WARN) \
              $(filter -fsanitize=%,$(KFLAGS)) -Isim $< -o $@ -lm
@@ -142,7 +145,7 @@ faults: all $(PLUGINS) $(OUT)/tests/test_corrupt
 bench: all $(OUT)/tests/bench_kernels $(OUT)/tests/bench_path $(OUT)/tests/bench_replay
 	@sh tests/bench.sh $(OUT)
 ## test-gpu: what needs a CUDA device: kernels against their definitions, captures; counts as skipped without one
-test-gpu: all $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda $(OUT)/tests/test_cuda_replay
+test-gpu: all $(OUT)/tests/test_kernels $(OUT)/tests/test_cuda $(OUT)/tests/test_cuda_replay $(if $(filter 1,$(CUDA)),$(OUT)/tests/trap.so)
 	$(OUT)/tests/test_kernels
 	$(OUT)/tests/test_cuda
 	$(OUT)/tests/test_cuda_replay

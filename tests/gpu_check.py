@@ -1,11 +1,11 @@
 """Captures on CUDA devices: golden models in f32 and in half precision, against the CPU, several devices against one,
-long prompts in chunks, signals and memory that is not enough.
+long prompts in chunks, signals, memory that is not enough, and a device that is lost.
 
 usage: gpu_check.py BUILD_DIR GOLDEN_MODELS_DIR [MODEL.gguf]
 Needs a device and NumPy; without a device the last line counts one skipped. Half precision is judged as the golden
 README says: largest and rms differences from the float32 reference no larger than those of the reference library's own
 run in that precision. Last line: 'N passed, N failed, N skipped'."""
-import glob, json, os, signal, subprocess, sys, tempfile, time
+import glob, json, os, re, signal, subprocess, sys, tempfile, time
 import numpy as np
 
 build, golden = sys.argv[1:3]
@@ -168,6 +168,32 @@ if os.path.exists(part):
     r = run(f"{build}/kv-trace", "recover", part, f"{tmp}/rec.kvt")
     check("Ctrl-C: the partial file is recoverable", r.returncode == 3, r.stderr.strip()[-200:])
     os.remove(part)
+
+# a device that is lost: a kernel that traps in the middle of the work (trap.cu)
+def lost(nth, program, *args):
+    env = dict(os.environ, LD_PRELOAD=os.path.abspath(f"{build}/tests/trap.so"), KV_TRAP=str(nth))
+    try: r = subprocess.run([f"{build}/{program}", *map(str, args)], env=env, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired: r = subprocess.CompletedProcess(args, "none in 120 s", "", "")
+    line = (r.stderr.strip().splitlines() or [""])[-1]
+    check(f"{program}, device lost at product {nth}: a clear line", r.returncode == 1 and "GPU" in line, f"exit {r.returncode}: {line}")
+    return line
+
+for nth in (1, 20, 60): # four a layer
+    line = lost(nth, "kv-capture", "run", "-m", "synthetic:llama-1b", "--tokens", "random:3000", "--backend", "cuda", "-o", f"{tmp}/lost.kvt")
+    keeps = re.search(r"keeps (at most )?(\d+) of", line)
+    check(f"device lost at product {nth}: what is left", not os.path.exists(f"{tmp}/lost.kvt") and bool(keeps) == (nth > 1), line)
+    if not keeps: continue
+    r = run(f"{build}/kv-trace", "recover", f"{tmp}/lost.kvt.partial", f"{tmp}/rec.kvt")
+    left = len(json.loads(run(f"{build}/kv-trace", "info", "--json", f"{tmp}/rec.kvt").stdout)["layers"]) if r.returncode == 3 else 0
+    verify(f"device lost at product {nth}: {left} layers recovered", f"{tmp}/rec.kvt")
+    check(f"device lost at product {nth}: layers that were promised", left >= (1 if keeps[1] else int(keeps[2])), f"{left}: {line}")
+why = capture(f"{tmp}/s.kvt", "-m", "synthetic:tiny", "--tokens", "random:700", "--prompt-tokens", 600, "--record", "obs", "--wo", "embed", "--dtype", "f32")
+check("a trace to replay", not why, why or "")
+sweep = ["run", f"{tmp}/s.kvt", "-p", "snapkv,cake,knorm", "-b", "10%,20%", "--backend", "cuda", "--db"]
+for nth, more in ((1, []), (3, []), (20, ["--model", "synthetic:tiny"])):
+    lost(nth, "kv-sim", *sweep, f"{tmp}/lost{nth}.db", *more)
+    r = run(f"{build}/kv-sim", *sweep, f"{tmp}/lost{nth}.db", *more)
+    check(f"kv-sim, device lost at product {nth}: the same command afterwards", r.returncode == 0, r.stderr.strip()[-200:])
 time.sleep(1)
 after = gpu_used()
 if before is not None: check("device memory is given back", after <= before + 64, f"{before} MiB before, {after} after")
