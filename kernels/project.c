@@ -10,7 +10,8 @@
 
 #define ROWS  256
 #define OUTS  256
-#define UPPER 96 /* outputs a block of a triangle */
+#define UPPER 96  /* outputs a block of a triangle */
+#define SIZES 512 /* rows that share a panel of kv_project_l1: each block gathers all of W_O's columns again */
 
 static double plain(size_t n, const float *y)
 {
@@ -53,20 +54,35 @@ bool kv_project_norm_upper(size_t n_row, size_t n_in, size_t n_out, const float 
     return n_out <= n_in && project(true, n_row, n_in, n_out, x, w, norm);
 }
 
+/* lane[j % 8] += |y[j]|, j = 0..n-1 in order; n <= KV_PANEL */
+KV_INLINE void add_sizes(size_t n, const float *y, double lane[8])
+{
+    kv_d4 a = KV_LOAD(kv_d4, lane), b = KV_LOAD(kv_d4, lane + 4);
+    size_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+        kv_f8 x = KV_LOAD8(y + j);
+        kv_i8 bits = (kv_i8)x & 0x7fffffff;
+        float size[8];
+        memcpy(size, &bits, sizeof size);
+        a += KV_WIDE4(size), b += KV_WIDE4(size + 4);
+    }
+    memcpy(lane, &a, sizeof a), memcpy(lane + 4, &b, sizeof b);
+    for (; j < n; j++) lane[j % 8] += __builtin_fabsf(y[j]);
+}
+
 /* Blocks of rows against panels of 16 outputs; the lanes of a row live in norm's block between panels. */
 KV_INLINE void l1_body(const bool isv3, size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w,
                        size_t ld_w, float *rows, float *panel, float *y, double *lane, double *norm)
 {
-    for (size_t r0 = 0; r0 < n_row; r0 += ROWS) {
-        size_t m = n_row - r0 < ROWS ? n_row - r0 : ROWS;
+    for (size_t r0 = 0; r0 < n_row; r0 += SIZES) {
+        size_t m = n_row - r0 < SIZES ? n_row - r0 : SIZES;
         for (size_t i = 0; i < m * 8; i++) lane[i] = 0;
         for (size_t o = 0; o < n_out; o += KV_PANEL) {
             size_t n = n_out - o < KV_PANEL ? n_out - o : KV_PANEL;
             for (size_t j = 0; j < n; j++) memcpy(rows + j * n_in, w + (o + j) * ld_w, n_in * sizeof *rows);
             kv_panel_fill(isv3, n, n_in, rows, panel);
             kv_panel_dots(isv3, m, n_in, x + r0 * n_in, panel, y, KV_PANEL);
-            for (size_t r = 0; r < m; r++)
-                for (size_t j = 0; j < n; j++) lane[r * 8 + j % 8] += __builtin_fabsf(y[r * KV_PANEL + j]);
+            for (size_t r = 0; r < m; r++) add_sizes(n, y + r * KV_PANEL, lane + r * 8);
         }
         for (size_t r = 0; r < m; r++) norm[r0 + r] = kv_sum8(lane + r * 8);
     }
@@ -86,8 +102,8 @@ KV_V3 static void l1_v3(size_t n_row, size_t n_in, size_t n_out, const float *x,
 
 bool kv_project_l1(size_t n_row, size_t n_in, size_t n_out, const float *x, const float *w, size_t ld_w, double *norm)
 {
-    float *f = malloc((2 * n_in * KV_PANEL + ROWS * KV_PANEL) * sizeof *f);
-    double *lane = malloc(ROWS * 8 * sizeof *lane);
+    float *f = malloc((2 * n_in * KV_PANEL + SIZES * KV_PANEL) * sizeof *f);
+    double *lane = malloc(SIZES * 8 * sizeof *lane);
     bool ok = f && lane;
     if (ok)
         (kv_has_v3() ? l1_v3 : l1_plain)(n_row, n_in, n_out, x, w, ld_w, f, f + n_in * KV_PANEL,

@@ -1,8 +1,9 @@
 /* closed_attend.c - what each branch sees in a layer: the prompt's entries its policy kept, and its own rows.
  *
- * Branches whose kept set does not change gather their keys once and attend to them in one call per query head. Where
- * it changes from row to row (decode rules) the policy decides anew on this branch's queries and keys: the layer's
- * arrays get the branch's rows in place of the trace's, and every row gathers what it sees.
+ * Branches whose kept set does not change, a prefix of a ranking or not, gather their keys once and attend to them in
+ * one call per query head. Where it changes from row to row (decode rules) the policy decides anew on this branch's
+ * queries and keys: the layer's arrays get the branch's rows in place of the trace's, and every row gathers what it
+ * sees.
  *
  * Nothing is lost before the first layer that evicts, so its measured rows are the trace's own: the open loop's
  * arithmetic gives their outputs, and the same bytes as errors. */
@@ -22,7 +23,8 @@ typedef struct {
     const kv_attn_view *a;
     kv_layer l;
     bool evicts;
-    uint32_t n_row; /* the first rows of every branch, which attend here; the first layer's others are measured */
+    uint32_t n_row;   /* the first rows of every branch, which attend here; the first layer's others are measured */
+    kv_schedule *set; /* [n_branch] of sets that do not change and are no prefix; zero for the others */
     /* of the branch at hand, when it has a schedule */
     uint32_t branch;
     const kv_schedule *sch;
@@ -69,6 +71,36 @@ size_t kv_gather_kept(const kv_plan *plan, const kv_point *point, bool ranked, c
     return n;
 }
 
+/* Does the set change behind the cut? */
+static bool changes(const kv_branches *b, uint32_t branch)
+{
+    size_t i = branch ? b->point[branch - 1]->spec : 0;
+    return branch && kv_schedule_used(b->plan, i) && (b->plan->spec[i].file || !kv_schedule_fixed(&b->plan->spec[i]));
+}
+
+static void set_task(void *ctx, size_t i)
+{
+    attend *t = ctx;
+    const kv_point *p = i ? t->b->point[i - 1] : NULL;
+    t->st[i] = KV_OK;
+    if (p && kv_schedule_used(t->b->plan, p->spec) && !changes(t->b, (uint32_t)i))
+        t->st[i] = kv_schedule_make(t->b->plan, p->spec, &p->c, p->counts, &t->l, &t->set[i], &t->err[i]);
+}
+
+/* As kv_gather_kept. */
+static size_t gather_set(const attend *t, const kv_schedule *set, uint32_t q_head, float *k, float *v)
+{
+    const kv_layer *l = &t->l;
+    size_t d = l->d, n = 0, from = (size_t)(q_head / l->group) * l->scene->n_token * d;
+    uint32_t u = kv_unit_of(set->n_unit, l->n_kv_head, l->n_q_head, q_head);
+    for (uint32_t i = 0; i < l->scene->n_cut; i++) {
+        if (!kv_schedule_visible(set, l->scene, u, i, 0)) continue;
+        memcpy(k + n * d, l->k + from + i * d, d * sizeof *k);
+        memcpy(v + n++ * d, l->v + from + i * d, d * sizeof *v);
+    }
+    return n;
+}
+
 /* One (branch, KV head): its query heads attend to the kept entries of the prompt and the branch's own rows. */
 static kv_status attend_fixed(attend *t, uint32_t branch, uint32_t kv, kv_error *err)
 {
@@ -87,7 +119,8 @@ static kv_status attend_fixed(attend *t, uint32_t branch, uint32_t kv, kv_error 
     for (uint32_t g = 0; g < l->group && !st; g++) {
         uint32_t h = kv * l->group + g;
         if (!g || each) {
-            n = kv_gather_kept(t->b->plan, p, t->evicts, l, h, k, v);
+            n = t->set[branch].n_unit ? gather_set(t, &t->set[branch], h, k, v)
+                                      : kv_gather_kept(t->b->plan, p, t->evicts, l, h, k, v);
             gather_rows(t, t->a->k, t->a->kv_stride, kv, branch, k + n * d);
             gather_rows(t, t->a->v, t->a->kv_stride, kv, branch, v + n * d);
         }
@@ -101,16 +134,11 @@ static kv_status attend_fixed(attend *t, uint32_t branch, uint32_t kv, kv_error 
     return st;
 }
 
-static bool scheduled(const kv_branches *b, uint32_t branch)
-{
-    return branch && kv_schedule_used(b->plan, b->point[branch - 1]->spec);
-}
-
 static void fixed_task(void *ctx, size_t i)
 {
     attend *t = ctx;
     uint32_t branch = (uint32_t)(i / t->l.n_kv_head), kv = (uint32_t)(i % t->l.n_kv_head);
-    t->st[i] = t->evicts && scheduled(t->b, branch) ? KV_OK : attend_fixed(t, branch, kv, &t->err[i]);
+    t->st[i] = t->evicts && changes(t->b, branch) ? KV_OK : attend_fixed(t, branch, kv, &t->err[i]);
 }
 
 /* ------------------------------------------------------------------------------------------------ changing sets */
@@ -124,7 +152,7 @@ static void lend_rows(attend *t, uint32_t branch)
         gather_rows(t, t->a->k, t->a->kv_stride, h, branch, l->k + (h * N + sc->n_cut) * d);
         gather_rows(t, t->a->v, t->a->kv_stride, h, branch, l->v + (h * N + sc->n_cut) * d);
     }
-    for (uint32_t h = 0; h < l->n_q_head; h++)
+    for (uint32_t h = 0; h < l->n_q_head && l->q_row; h++)
         for (size_t r = 0; r < sc->n_row; r++)
             memcpy(l->q_row + (h * (size_t)sc->n_row + r) * d,
                    t->a->q + (h * (size_t)t->a->n_row + row_of(t, (uint32_t)(skip + r), branch)) * d,
@@ -280,15 +308,22 @@ kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_err
     const kv_scene *sc = b->plan->scene;
     attend t = {.b = b, .a = a};
     size_t n_task = (size_t)b->n_branch * sc->info->n_kv_head;
-    bool schedules = false;
-    for (uint32_t i = 1; i < b->n_branch; i++) schedules |= scheduled(b, i);
+    bool read = false; /* for sets that do not follow from the plan */
+    for (uint32_t i = 1; i < b->n_branch; i++)
+        read |=
+            kv_schedule_used(b->plan, b->point[i - 1]->spec) && !kv_schedule_planned(b->plan, b->point[i - 1]->spec);
     kv_status st =
-        kv_layer_load_at(sc, a->layer, schedules ? KV_NEED_FUTURE | b->plan->needs : 0, b->plan->max_window, &t.l, err);
+        kv_layer_load_at(sc, a->layer, read ? KV_NEED_FUTURE | b->plan->needs : 0, b->plan->max_window, &t.l, err);
     t.evicts = !st && t.l.order != KV_NEVER_EVICTS;
     bool first = t.evicts && !t.l.order;
     t.n_row = first ? sc->row_first - sc->n_cut : b->n_row;
     if (!st) st = kv_array(&t.st, n_task, sizeof *t.st, err);
     if (!st) st = kv_array(&t.err, n_task, sizeof *t.err, err);
+    if (!st) st = kv_array(&t.set, b->n_branch, sizeof *t.set, err);
+    if (!st && t.evicts && t.n_row) {
+        kv_parallel(b->n_branch, b->threads, set_task, &t);
+        st = first_failure(&t, b->n_branch, err);
+    }
     if (!st && t.n_row) {
         kv_parallel(n_task, b->threads, fixed_task, &t);
         st = first_failure(&t, n_task, err);
@@ -296,7 +331,7 @@ kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_err
     for (uint32_t i = 1; i < b->n_branch && t.evicts && t.n_row && !st; i++) {
         kv_schedule sch;
         const kv_point *p = b->point[i - 1];
-        if (!scheduled(b, i)) continue;
+        if (!changes(b, i)) continue;
         if (!first) lend_rows(&t, i);
         if ((st = kv_schedule_make(b->plan, p->spec, &p->c, p->counts, &t.l, &sch, err))) break;
         t.branch = i, t.sch = &sch;
@@ -306,7 +341,8 @@ kv_status kv_branches_attend(const kv_branches *b, const kv_attn_view *a, kv_err
     }
     if (!st && first) st = attend_first(&t, err);
     if (!st && t.evicts) kv_parallel(b->n_branch - 1, b->threads, error_task, &t);
-    free(t.st), free(t.err);
+    for (uint32_t i = 0; i < b->n_branch && t.set; i++) kv_schedule_free(&t.set[i]);
+    free(t.st), free(t.err), free(t.set);
     kv_layer_free(&t.l);
     return st;
 }

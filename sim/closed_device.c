@@ -14,8 +14,10 @@ typedef struct {
     uint32_t layer;
     uint32_t *list, *first, *count; /* [n_list]; [n_branch][q_heads] twice */
     size_t *order_at;               /* [n_ranking] where a ranking's orders begin; SIZE_MAX: no branch needs them */
+    size_t *set_at;                 /* [n_branch] where a set that is no prefix begins */
     size_t n_list;
-    kv_status *st; /* [2 * kv_heads] */
+    kv_layer l;    /* where sets are made; a shape when they follow from the plan */
+    kv_status *st; /* [2 * kv_heads + n_branch] */
     kv_error *err;
 } source;
 
@@ -47,23 +49,31 @@ static void point_heads(source *s, uint32_t branch, uint32_t h, size_t first, si
     s->first[i] = (uint32_t)first, s->count[i] = (uint32_t)count;
 }
 
-/* The set of a branch that is no prefix: *at is where its lists begin, and then where they end. */
-static kv_status list_set(source *s, uint32_t branch, kv_layer *l, size_t *at, kv_error *err)
+/* The set of a branch that is no prefix. */
+static kv_status list_set(source *s, uint32_t branch, kv_error *err)
 {
     const kv_scene *sc = s->b->plan->scene;
     const kv_point *p = s->b->point[branch - 1];
+    const kv_layer *l = &s->l;
+    size_t at = s->set_at[branch];
     kv_schedule sch;
-    kv_status st = kv_schedule_make(s->b->plan, p->spec, &p->c, p->counts, l, &sch, err);
+    kv_status st = kv_schedule_make(s->b->plan, p->spec, &p->c, p->counts, &s->l, &sch, err);
     if (st) return st;
     for (uint32_t u = 0; u < sch.n_unit; u++) {
-        size_t from = *at;
+        size_t from = at;
         for (uint32_t i = 0; i < sc->n_cut; i++)
-            if (kv_schedule_visible(&sch, sc, u, i, 0)) s->list[(*at)++] = i;
+            if (kv_schedule_visible(&sch, sc, u, i, 0)) s->list[at++] = i;
         for (uint32_t h = 0; h < l->n_q_head; h++)
-            if (kv_unit_of(sch.n_unit, l->n_kv_head, l->n_q_head, h) == u) point_heads(s, branch, h, from, *at - from);
+            if (kv_unit_of(sch.n_unit, l->n_kv_head, l->n_q_head, h) == u) point_heads(s, branch, h, from, at - from);
     }
     kv_schedule_free(&sch);
     return KV_OK;
+}
+
+static void set_task(void *ctx, size_t i)
+{
+    source *s = ctx;
+    s->st[i] = i && listed(s, (uint32_t)i) ? list_set(s, (uint32_t)i, &s->err[i]) : KV_OK;
 }
 
 static kv_status keep(source *s, uint32_t order, kv_error *err)
@@ -71,21 +81,19 @@ static kv_status keep(source *s, uint32_t order, kv_error *err)
     const kv_plan *plan = s->b->plan;
     const kv_scene *sc = plan->scene;
     const kv_trace_info *in = sc->info;
-    kv_layer l = {0};
-    size_t at = 0, number;
+    size_t number;
+    bool sets = false, load = false;
     kv_status st = KV_OK;
     for (size_t r = 0; r < plan->n_ranking; r++) {
         const kv_ranking *rk = &plan->ranking[r];
         size_t n = (size_t)rk->n_unit * sc->n_cut;
         if (s->order_at[r] == SIZE_MAX) continue;
         memcpy(s->list + s->order_at[r], rk->order + order * n, n * sizeof *s->list);
-        at = s->order_at[r] + n;
     }
-    for (uint32_t b = 1; b < s->b->n_branch && !st; b++) {
+    for (uint32_t b = 1; b < s->b->n_branch; b++) {
         const kv_ranking *rk = ranking_of(s, b, &number);
         if (listed(s, b)) {
-            if (!l.scene) st = kv_layer_load(sc, order, KV_NEED_FUTURE | plan->needs, plan->max_window, &l, err);
-            if (!st) st = list_set(s, b, &l, &at, err);
+            sets = true, load |= !kv_schedule_planned(plan, s->b->point[b - 1]->spec);
             continue;
         }
         for (uint32_t h = 0; h < in->n_q_head; h++) {
@@ -94,7 +102,13 @@ static kv_status keep(source *s, uint32_t order, kv_error *err)
                         s->b->point[b - 1]->counts[order * rk->n_unit + u]);
         }
     }
-    kv_layer_free(&l);
+    if (!sets) return KV_OK;
+    s->l = kv_layer_shape(sc, order);
+    if (load) st = kv_layer_load(sc, order, KV_NEED_FUTURE | plan->needs, plan->max_window, &s->l, err);
+    if (!st) kv_parallel(s->b->n_branch, s->b->threads, set_task, s);
+    for (uint32_t b = 0; b < s->b->n_branch && !st; b++)
+        if ((st = s->st[b])) *err = s->err[b];
+    kv_layer_free(&s->l);
     return st;
 }
 
@@ -120,19 +134,19 @@ static kv_status prompt(void *ctx, uint32_t layer, kv_branch_prompt *out, kv_err
 static kv_status lay_out(source *s, kv_error *err)
 {
     const kv_plan *plan = s->b->plan;
-    size_t n = 0, extra = 0, number;
+    size_t n = 0, number;
     kv_status st = kv_array(&s->order_at, plan->n_ranking + 1, sizeof *s->order_at, err);
+    if (!st) st = kv_array(&s->set_at, s->b->n_branch, sizeof *s->set_at, err);
     for (size_t r = 0; r < plan->n_ranking && !st; r++) s->order_at[r] = SIZE_MAX;
     for (uint32_t b = 1; b < s->b->n_branch && !st; b++) {
-        size_t all = (size_t)ranking_of(s, b, &number)->n_unit * plan->scene->n_cut;
-        if (listed(s, b))
-            extra += all;
-        else
-            s->order_at[number] = 0;
+        ranking_of(s, b, &number);
+        if (!listed(s, b)) s->order_at[number] = 0;
     }
     for (size_t r = 0; r < plan->n_ranking && !st; r++)
         if (!s->order_at[r]) s->order_at[r] = n, n += (size_t)plan->ranking[r].n_unit * plan->scene->n_cut;
-    s->n_list = n + extra;
+    for (uint32_t b = 1; b < s->b->n_branch && !st; b++)
+        if (listed(s, b)) s->set_at[b] = n, n += (size_t)ranking_of(s, b, &number)->n_unit * plan->scene->n_cut;
+    s->n_list = n;
     if (!st && s->n_list >= UINT32_MAX)
         return kv_fail(err, KV_ENOMEM, "kept sets of %zu positions in a layer", s->n_list);
     return st ? st : kv_array(&s->list, s->n_list + 1, sizeof *s->list, err);
@@ -150,13 +164,13 @@ kv_status kv_closed_compare(kv_engine *e, const kv_device_branches *b, kv_branch
     if (!st) st = kv_array(&s.v, cache, sizeof *s.v, err);
     if (!st) st = kv_array(&s.first, heads, sizeof *s.first, err);
     if (!st) st = kv_array(&s.count, heads, sizeof *s.count, err);
-    if (!st) st = kv_array(&s.st, 2 * (size_t)in->n_kv_head, sizeof *s.st, err);
-    if (!st) st = kv_array(&s.err, 2 * (size_t)in->n_kv_head, sizeof *s.err, err);
+    if (!st) st = kv_array(&s.st, 2 * (size_t)in->n_kv_head + b->n_branch, sizeof *s.st, err);
+    if (!st) st = kv_array(&s.err, 2 * (size_t)in->n_kv_head + b->n_branch, sizeof *s.err, err);
     if (!st) st = kv_array(&target, b->n_row, sizeof *target, err);
     for (uint32_t r = 0; r + 1 < b->n_row && !st; r++) target[r] = b->token[sc->n_cut + r + 1]; /* the last has none */
     kv_branch_source from = {&s, prompt};
     if (!st) st = kv_engine_compare(e, b->token + sc->n_cut, target, sc->n_cut, b->n_row, b->n_branch, &from, out, err);
-    free(s.k), free(s.v), free(s.list), free(s.first), free(s.count), free(s.order_at), free(s.st), free(s.err);
-    free(target);
+    free(s.k), free(s.v), free(s.list), free(s.first), free(s.count), free(s.order_at), free(s.set_at), free(s.st);
+    free(s.err), free(target);
     return st;
 }

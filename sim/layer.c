@@ -164,7 +164,7 @@ kv_status kv_layer_load_at(const kv_scene *s, uint32_t index, unsigned needs, ui
 void kv_layer_free(kv_layer *l)
 {
     free(l->k), free(l->v), free(l->q_row), free(l->q_win), free(l->q_all), free(l->wo), free(l->post_norm),
-        free(l->colsum), free(l->probs), free(l->basis);
+        free(l->colsum), free(l->probs), free(l->basis), free(l->value_norm);
     *l = (kv_layer){0};
 }
 
@@ -207,4 +207,24 @@ kv_status kv_layer_probs(kv_layer *l, uint32_t w, const float **p, kv_error *err
     }
     l->probs_window = w, l->probs_ahead = l->ahead;
     return *p = l->probs, KV_OK;
+}
+
+kv_status kv_layer_value_norms(kv_layer *l, const double **norm, kv_error *err)
+{
+    double *one = NULL;
+    *norm = l->value_norm;
+    if (l->value_norm) return KV_OK;
+    kv_status st = kv_array(&l->value_norm, (size_t)l->n_kv_head * l->L, sizeof *l->value_norm, err);
+    if (!st) st = kv_array(&one, l->L, sizeof *one, err);
+    for (uint32_t q = 0; q < l->n_q_head && !st; q++) {
+        double *to = l->value_norm + (size_t)(q / l->group) * l->L;
+        if (!kv_project_l1(l->L, l->d, l->scene->info->hidden, l->v + (size_t)(q / l->group) * l->scene->n_token * l->d,
+                           l->wo + (size_t)q * l->d, (size_t)l->n_q_head * l->d, one))
+            st = kv_fail(err, KV_ENOMEM, "out of memory");
+        for (uint32_t i = 0; i < l->L && !st; i++) to[i] += one[i] / l->group;
+    }
+    free(one);
+    if (st) free(l->value_norm), l->value_norm = NULL;
+    *norm = l->value_norm;
+    return st;
 }

@@ -62,6 +62,8 @@ typedef struct {
     uint32_t probs_window;
     bool ahead, probs_ahead; /* set by the ranking pass: windows are rows of the future; what probs holds */
     float *probs;            /* [n_q_head][probs_window][L] */
+    double *value_norm;      /* [n_kv_head][L] mean over a KV head's query heads of ||v W_O||_1, or NULL before it is
+                                asked for */
     double *basis;           /* [2][n_kv_head][d][d] of keys and values (mixdim.h), or NULL before they are asked for */
 } kv_layer;
 
@@ -79,5 +81,8 @@ void kv_layer_free(kv_layer *l);
 /* Attention rows of the last w positions before the cut, [n_q_head][w][L]; valid until others are asked for. With
  * l->ahead: w of the measured rows, spread evenly, with repeats when there are fewer. */
 kv_status kv_layer_probs(kv_layer *l, uint32_t w, const float **p, kv_error *err);
+/* value_norm, formed on the first call from values and W_O: 2 L n_q_head d hidden operations, by far the dearest number
+ * of a layer (policies.md 8.1). */
+kv_status kv_layer_value_norms(kv_layer *l, const double **norm, kv_error *err);
 
 #endif

@@ -128,12 +128,12 @@ out:
     return st;
 }
 
-/* The schedule of one layer, with the layer loaded for it. */
+/* The schedule of one layer, with the layer loaded for it where more than its shape is read. */
 static kv_status make_schedule(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts,
                                uint32_t layer, kv_schedule *out, kv_error *err)
 {
-    kv_layer l;
-    kv_status st = kv_layer_load(p->scene, layer, p->needs, p->max_window, &l, err);
+    kv_layer l = kv_layer_shape(p->scene, layer);
+    kv_status st = kv_schedule_planned(p, i) ? KV_OK : kv_layer_load(p->scene, layer, p->needs, p->max_window, &l, err);
     if (st) return st;
     st = kv_schedule_make(p, i, c, counts, &l, out, err);
     kv_layer_free(&l);

@@ -120,13 +120,16 @@ kv_status kv_measure_layer(kv_measure *m, uint32_t index, kv_error *err)
 {
     const kv_scene *sc = m->plan->scene;
     unsigned needs = KV_NEED_FUTURE | (m->out->layer_error || m->out->bound ? KV_NEED_WO : 0);
-    bool schedules = false;
-    for (size_t i = 0; i < m->n_point; i++) schedules |= kv_schedule_used(m->plan, m->point[i].spec);
+    bool schedules = false, read = false; /* and made from the layer's data */
+    for (size_t i = 0; i < m->n_point; i++) {
+        bool used = kv_schedule_used(m->plan, m->point[i].spec);
+        schedules |= used, read |= used && !kv_schedule_planned(m->plan, m->point[i].spec);
+    }
     bool device = sc->gpu && !m->hat && kv_measure_gpu_can(m), host = !device || schedules || m->out->bound;
     m->l = kv_layer_shape(sc, index);
-    kv_status st = host ? kv_layer_load(sc, index, needs | (schedules ? m->plan->needs : 0),
-                                        schedules ? m->plan->max_window : 0, &m->l, err)
-                        : KV_OK;
+    kv_status st =
+        host ? kv_layer_load(sc, index, needs | (read ? m->plan->needs : 0), read ? m->plan->max_window : 0, &m->l, err)
+             : KV_OK;
     if (st) return st;
     size_t rows = (size_t)m->l.n_q_head * sc->n_row;
     struct kv_bounds bounds = {0};

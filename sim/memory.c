@@ -19,8 +19,8 @@ static uint64_t load_bytes(const kv_plan *p, unsigned needs, uint32_t window)
     if (needs & KV_NEED_WINDOW) b += Hq * w * (d + L); /* queries, and the attention rows that scorers share */
     if (needs & KV_NEED_FUTURE) b += Hq * T * d;
     if (needs & KV_NEED_QUERIES) b += Hq * L * d;
-    if (needs & KV_NEED_WO) b += Hq * d * in->hidden;
-    if (needs & KV_NEED_COLSUM) b += Hq * L + 2 * L * d + 4 * L; /* and what derives them where they are missing */
+    if (needs & KV_NEED_WO) b += Hq * d * in->hidden + 2 * Hkv * L; /* and norms of projected values */
+    if (needs & KV_NEED_COLSUM) b += Hq * L + 2 * L * d + 4 * L;    /* and what derives them where they are missing */
     return 4 * b + 3 * kv_trace_largest_chunk(sc->trace);
 }
 
@@ -86,7 +86,7 @@ uint64_t kv_memory_held(const kv_plan *p, size_t n_point, kv_metric_set wanted)
     for (size_t r = 0; r < p->n_ranking; r++) {
         const kv_ranking *k = &p->ranking[r];
         uint64_t n = E * k->n_unit * sc->n_cut;
-        b += n * (4 + 4 + (k->first_key ? 4 : 0)) + (k->at ? E * k->n_unit * sc->n_token * 4 : 0);
+        b += n * (4 + 4 + (k->first_key ? 4 : 0) + (k->second ? 4 : 0)) + (k->at ? E * k->n_unit * sc->n_token * 4 : 0);
         if (k->seen) b += (sc->n_row + 1) * E * k->n_unit * ((sc->n_token + 7) / 8);
     }
     b += n_point * (E * (Hq * (sizeof(kv_head_sums) + 4 + 8) + 32) + 512);

@@ -150,6 +150,7 @@ static kv_status rank_layer(kv_ranking *r, kv_layer *l, kv_error *err)
         for (size_t i = 0; i < L && !st; i++)
             if (!is_forced[order[i]]) sorted[n - r->n_forced] = s[order[i]], to[n++] = order[i];
     }
+    if (!st && r->second) st = kv_second_order(r, l, err);
     free(score), free(order), free(is_forced);
     return st;
 }
@@ -288,6 +289,7 @@ static kv_status ranking_init(const kv_scene *sc, const kv_spec *s, kv_ranking *
     if (!st && s->layer_weight) st = kv_array(&r->weight, sc->n_evict, sizeof *r->weight, err);
     if (!st && (s->select == KV_SELECT_MASS || s->select == KV_SELECT_SPANS))
         st = kv_array(&r->first_key, n, sizeof *r->first_key, err);
+    if (!st && s->select == KV_SELECT_TWO_STAGE) st = kv_array(&r->second, n, sizeof *r->second, err);
     return st;
 }
 
@@ -372,7 +374,7 @@ void kv_plan_free(kv_plan *p)
         kv_ranking *k = &p->ranking[r];
         free(k->order), free(k->sorted), free(k->fixed), free(k->at), free(k->seen), free(k->entropy),
             free(k->variance), free(k->spread), free(k->importance), free(k->segment);
-        free(k->pattern), free(k->similar), free(k->weight), free(k->first_key);
+        free(k->pattern), free(k->similar), free(k->weight), free(k->first_key), free(k->second);
     }
     for (size_t i = 0; i < p->n_spec && p->derived; i++) {
         kv_spec_free(&p->derived[2 * i]);

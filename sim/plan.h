@@ -26,6 +26,7 @@ typedef struct {
     bool *similar;                     /* [n_evict] layers that attention changes least (SqueezeAttention), or NULL */
     double *weight;                    /* [n_evict] factor on the layer's scores in a pool over layers, or NULL */
     uint32_t *first_key;               /* [n_evict][n_unit][L] select.h, or NULL */
+    uint32_t *second;                  /* [n_evict][n_unit][L] positions, best for the second stage first, or NULL */
 } kv_ranking;
 
 /* The unit of query head h: one for the layer, one for each KV head, or one for each query head. */

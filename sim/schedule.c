@@ -34,6 +34,12 @@ bool kv_schedule_used(const kv_plan *p, size_t i)
     return p->spec[i].file ? r->at || r->seen : kv_schedule_needed(&p->spec[i]);
 }
 
+bool kv_schedule_planned(const kv_plan *p, size_t i)
+{
+    const kv_spec *s = &p->spec[i];
+    return s->file || (kv_schedule_fixed(s) && s->select != KV_SELECT_BLOCKS);
+}
+
 void kv_schedule_free(kv_schedule *s)
 {
     free(s->at), free(s->seen), free(s->k), free(s->v), free(s->slots);

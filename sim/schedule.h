@@ -31,7 +31,10 @@ bool kv_schedule_used(const kv_plan *p, size_t i);
 /* True when the cut fixes what policies of this spec keep: every later row sees that, and all that came after the cut,
  * as it is. Else they decide while decoding, turn keys or hold parts of them. */
 bool kv_schedule_fixed(const kv_spec *s);
-/* Policy i of the plan at budget c with these counts (kv_plan_counts). l must hold what kv_plan says in `needs`. */
+/* True when its sets follow from the plan: of a layer no more than its shape is read. */
+bool kv_schedule_planned(const kv_plan *p, size_t i);
+/* Policy i of the plan at budget c with these counts (kv_plan_counts). l must hold what kv_plan says in `needs`, or be
+ * a shape where kv_schedule_planned. Where kv_schedule_fixed it is read alone: threads may share it. */
 kv_status kv_schedule_make(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts, kv_layer *l,
                            kv_schedule *out, kv_error *err);
 void kv_schedule_free(kv_schedule *s);

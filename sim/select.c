@@ -7,22 +7,6 @@
 #include "kernels/kernels.h"
 #include "sim/scorer.h"
 
-/* Mean over a KV head's query heads of ||v_i W_O[q]||_1, [n_kv_head][L] (policies.md 8.1). */
-static kv_status projected_norms(const kv_layer *l, double *nu, kv_error *err)
-{
-    double *one = NULL;
-    kv_status st = kv_array(&one, l->L, sizeof *one, err);
-    for (uint32_t q = 0; q < l->n_q_head && !st; q++) {
-        double *to = nu + (size_t)(q / l->group) * l->L;
-        if (!kv_project_l1(l->L, l->d, l->scene->info->hidden, l->v + (size_t)(q / l->group) * l->scene->n_token * l->d,
-                           l->wo + (size_t)q * l->d, (size_t)l->n_q_head * l->d, one))
-            st = kv_fail(err, KV_ENOMEM, "out of memory");
-        for (uint32_t i = 0; i < l->L && !st; i++) to[i] += one[i] / l->group;
-    }
-    free(one);
-    return st;
-}
-
 static double value_norm(const kv_layer *l, uint32_t kv, uint32_t i, bool l1)
 {
     const float *v = l->v + ((size_t)kv * l->scene->n_token + i) * l->d;
@@ -73,19 +57,19 @@ static kv_status leave_one_out(kv_layer *l, const kv_spec *s, uint32_t n, float 
     return st;
 }
 
-kv_status kv_stream_weight(const kv_layer *l, const kv_spec *s, double *weight, kv_error *err)
+kv_status kv_stream_weight(kv_layer *l, const kv_spec *s, double *weight, kv_error *err)
 {
     uint32_t L = l->L, w = s->window && s->window < L ? s->window : L;
-    double *nu = NULL, norm = 0, inverse = 0;
+    const double *nu;
+    double norm = 0, inverse = 0;
     float *x = NULL;
-    kv_status st = kv_array(&nu, (size_t)l->n_kv_head * L, sizeof *nu, err);
-    if (!st) st = kv_array(&x, w, sizeof *x, err);
+    kv_status st = kv_array(&x, w, sizeof *x, err);
     if (!st) st = kv_trace_read_f32(l->scene->trace, KV_S_XNORM, l->number, 0, L - w, L, x, err);
-    if (!st) st = projected_norms(l, nu, err);
+    if (!st) st = kv_layer_value_norms(l, &nu, err);
     for (size_t k = 0; k < (size_t)l->n_kv_head * L && !st; k++) norm += nu[k] / ((double)l->n_kv_head * L);
     for (uint32_t r = 0; r < w && !st; r++) inverse += x[r] > 0 ? 1 / (double)x[r] / w : 0;
     *weight = norm * inverse;
-    free(nu), free(x);
+    free(x);
     return st;
 }
 
@@ -100,21 +84,23 @@ static double unit_mean(const kv_layer *l, const kv_spec *s, const double *w, ui
 
 kv_status kv_value_weight(kv_layer *l, const kv_spec *s, uint32_t n, float *score, kv_error *err)
 {
-    double *w = NULL; /* [n_kv_head][L] */
+    double *own = NULL;
+    const double *w; /* [n_kv_head][L] */
     bool projected = s->value == KV_VALUE_WO_L1 || s->value == KV_VALUE_WO_SHARE;
     uint32_t U = kv_unit_count(l, s->granularity);
     if (s->value == KV_VALUE_NONE) return KV_OK;
     if (s->value == KV_VALUE_LOO) return leave_one_out(l, s, n, score, err);
-    kv_status st = kv_array(&w, (size_t)l->n_kv_head * l->L, sizeof *w, err);
-    if (!st && projected) st = projected_norms(l, w, err);
-    for (uint32_t h = 0; h < l->n_kv_head && !st; h++) {
+    kv_status st =
+        projected ? kv_layer_value_norms(l, &w, err) : kv_array(&own, (size_t)l->n_kv_head * l->L, sizeof *own, err);
+    for (uint32_t h = 0; h < l->n_kv_head && !projected && !st; h++) {
         double max = 0;
-        for (uint32_t i = 0; i < n && !projected; i++) {
-            w[(size_t)h * l->L + i] = value_norm(l, h, i, s->value == KV_VALUE_HEAD_MAX_L1);
-            if (w[(size_t)h * l->L + i] > max) max = w[(size_t)h * l->L + i];
+        for (uint32_t i = 0; i < n; i++) {
+            own[(size_t)h * l->L + i] = value_norm(l, h, i, s->value == KV_VALUE_HEAD_MAX_L1);
+            if (own[(size_t)h * l->L + i] > max) max = own[(size_t)h * l->L + i];
         }
-        for (uint32_t i = 0; i < n && s->value == KV_VALUE_HEAD_MAX_L1; i++) w[(size_t)h * l->L + i] = max;
+        for (uint32_t i = 0; i < n && s->value == KV_VALUE_HEAD_MAX_L1; i++) own[(size_t)h * l->L + i] = max;
     }
+    if (!projected) w = own;
     for (uint32_t i = 0; i < n && !st; i++) {
         double sum = 0; /* all values zero: a share of nothing is nothing */
         for (uint32_t u = 0; u < U && s->value == KV_VALUE_WO_SHARE; u++) sum += unit_mean(l, s, w, u, i);
@@ -124,7 +110,7 @@ kv_status kv_value_weight(kv_layer *l, const kv_spec *s, uint32_t n, float *scor
             score[(size_t)u * l->L + i] = (float)(score[(size_t)u * l->L + i] * f);
         }
     }
-    free(w);
+    free(own);
     return st;
 }
 
@@ -165,44 +151,50 @@ uint32_t kv_chunk_count(const kv_spec *s, const uint32_t *order, uint32_t L, dou
 }
 
 /* ------------------------------------------------------------------------------------------------ two stages */
+kv_status kv_second_order(kv_ranking *r, kv_layer *l, kv_error *err)
+{
+    uint32_t L = l->L, nf = r->n_forced;
+    size_t m = L - nf, from = (size_t)l->order * r->n_unit;
+    const double *nu;
+    float *key = NULL, top = -INFINITY;
+    kv_status st = kv_array(&key, L, sizeof *key, err);
+    if (!st) st = kv_layer_value_norms(l, &nu, err);
+    for (size_t u = from; u < from + r->n_unit && m; u++)
+        if (r->sorted[u * m] > top) top = r->sorted[u * m];
+    for (uint32_t u = 0; u < r->n_unit && !st; u++) {
+        const uint32_t *order = r->order + (from + u) * L;
+        const float *sorted = r->sorted + (from + u) * m;
+        for (uint32_t k = 0; k < L; k++)
+            key[order[k]] =
+                (float)(((k < nf ? top + 1 : sorted[k - nf]) + (float)r->spec->epsilon) * nu[(size_t)u * L + order[k]]);
+        if (!kv_rank(L, key, r->second + (from + u) * L)) st = kv_fail(err, KV_ENOMEM, "out of memory");
+    }
+    free(key);
+    return st;
+}
+
 kv_status kv_select_two_stage(const kv_plan *p, size_t i, const kv_budget_resolved *c, const uint32_t *counts,
-                              kv_layer *l, int32_t *at, kv_error *err)
+                              const kv_layer *l, int32_t *at, kv_error *err)
 {
     const kv_spec *s = &p->spec[i];
     const kv_ranking *r = &p->ranking[p->ranking_of[i]];
-    uint32_t L = l->L, nf = r->n_forced;
-    size_t m = L - nf;
-    double *nu = NULL;
-    float *key = NULL, top = -INFINITY;
-    uint32_t *second = NULL;
+    uint32_t L = l->L;
     bool *in = NULL;
-    kv_status st = kv_array(&nu, (size_t)l->n_kv_head * L, sizeof *nu, err);
-    if (!st) st = kv_array(&key, L, sizeof *key, err);
-    if (!st) st = kv_array(&second, L, sizeof *second, err);
-    if (!st) st = kv_array(&in, L, sizeof *in, err);
-    if (!st) st = projected_norms(l, nu, err);
-    for (uint32_t u = 0; u < r->n_unit && !st; u++)
-        if (m && r->sorted[((size_t)l->order * r->n_unit + u) * m] > top)
-            top = r->sorted[((size_t)l->order * r->n_unit + u) * m];
+    kv_status st = kv_array(&in, L, sizeof *in, err);
     for (uint32_t u = 0; u < r->n_unit && !st; u++) {
-        const uint32_t *order = r->order + ((size_t)l->order * r->n_unit + u) * L;
-        const float *sorted = r->sorted + ((size_t)l->order * r->n_unit + u) * m;
-        uint32_t count = counts[(size_t)l->order * r->n_unit + u], first = (uint32_t)(count * s->first_stage_ratio),
-                 n = 0;
+        size_t unit = (size_t)l->order * r->n_unit + u;
+        const uint32_t *order = r->order + unit * L, *second = r->second + unit * L;
+        uint32_t count = counts[unit], first = (uint32_t)(count * s->first_stage_ratio), n = 0;
         uint32_t immune = s->heads == KV_HEADS_SAFEGUARD ? (uint32_t)(c->tokens * s->alpha) : 0;
         if (first < immune) first = immune < count ? immune : count; /* what the safeguard guaranteed stays */
         memset(in, 0, L * sizeof *in);
         for (uint32_t k = 0; k < first; k++) in[order[k]] = true, n++;
-        for (uint32_t k = 0; k < L; k++)
-            key[order[k]] =
-                (float)(((k < nf ? top + 1 : sorted[k - nf]) + (float)s->epsilon) * nu[(size_t)u * L + order[k]]);
-        if (!kv_rank(L, key, second)) st = kv_fail(err, KV_ENOMEM, "out of memory");
         for (uint32_t k = 0; k < L && n < count; k++)
             if (!in[second[k]]) in[second[k]] = true, n++;
-        for (uint32_t k = 0; k < L && !st; k++)
+        for (uint32_t k = 0; k < L; k++)
             if (!in[k]) at[(size_t)u * l->scene->n_token + k] = 0;
     }
-    free(nu), free(key), free(second), free(in);
+    free(in);
     return st;
 }
 
