@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -90,12 +91,21 @@ static kv_status is_side(const char *path, const char *sha, bool *is, kv_error *
     return st == KV_ENOMEM ? st : KV_OK;
 }
 
-/* Shards that find it missing at the same time each write a file of their own, and the last one to finish replaces the
- * equal file of another. */
+/* Captures that find it missing at the same time: on one machine they wait for the first. Shards may be on several, where
+ * folders are seldom locked: each writes a file of its own, and the last one to finish replaces the equal file of
+ * another. */
 static kv_status place_side(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
                             const char *path, const char *shard, uint32_t threads, kv_error *err)
 {
-    if (!shard) return write_side(m, n_layer, layer, dtype, sha, path, threads, err);
+    if (!shard) {
+        bool there = false;
+        int folder = kv_open_folder_of(path);
+        if (folder >= 0) flock(folder, LOCK_EX);
+        kv_status st = is_side(path, sha, &there, err);
+        if (!st && !there) st = write_side(m, n_layer, layer, dtype, sha, path, threads, err);
+        if (folder >= 0) close(folder);
+        return st;
+    }
     char *own = kv_format("%s.%.*s", path, (int)strcspn(shard, "/"), shard);
     kv_status st = own ? write_side(m, n_layer, layer, dtype, sha, own, threads, err)
                        : kv_fail(err, KV_ENOMEM, "out of memory for a path");

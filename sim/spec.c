@@ -66,10 +66,12 @@ static kv_status find_row(const char *name, const kv_policy **out, kv_error *err
 
 static kv_status push(kv_spec **out, size_t *n, const kv_spec *s, kv_error *err)
 {
-    kv_spec *more = realloc(*out, (*n + 1) * sizeof *more);
-    if (!more) return kv_fail(err, KV_ENOMEM, "out of memory");
-    *out = more;
-    more[(*n)++] = *s;
+    if (!(*n & (*n - 1))) { /* room for twice as many whenever n reaches a power of two */
+        kv_spec *more = realloc(*out, (*n ? 2 * *n : 1) * sizeof *more);
+        if (!more) return kv_fail(err, KV_ENOMEM, "out of memory");
+        *out = more;
+    }
+    (*out)[(*n)++] = *s;
     return KV_OK;
 }
 
@@ -98,8 +100,8 @@ static kv_status expand(const kv_policy *row, const char *plugin, const char *pa
             kv_status st = one ? expand(row, plugin, one, out, n, err) : kv_fail(err, KV_ENOMEM, "out of memory");
             free(one);
             if (st) return st;
-            if (*n > 100000)
-                return kv_fail(err, KV_EMISUSE, "policy '%s': the grid has more than 100,000 points", row->name);
+            if (*n > 10000)
+                return kv_fail(err, KV_EMISUSE, "policy '%s': the grid has more than 10,000 points", row->name);
             v += len + 1;
         }
         return KV_OK;

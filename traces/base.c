@@ -468,17 +468,22 @@ kv_status kv_read_regular(const char *path, size_t max, uint8_t **out, size_t *n
     return kv_read_file(path, max, out, n, err);
 }
 
-/* A rename is only on the disk when its folder is. Some file systems cannot sync a folder; that is not an error. */
-static void sync_folder(const char *path)
+int kv_open_folder_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
     char *dir = slash ? kv_format("%.*s", (int)(slash - path + 1), path) : kv_format(".");
     int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
     free(dir);
+    return fd;
+}
+
+/* A rename is only on the disk when its folder is. Some file systems cannot sync a folder; that is not an error. */
+static void sync_folder(const char *path)
+{
+    int fd = kv_open_folder_of(path);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
 }
 
 kv_status kv_outfile_open(const char *path, kv_outfile *o, kv_error *err)

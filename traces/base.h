@@ -138,6 +138,8 @@ kv_status kv_read_regular(const char *path, size_t max, uint8_t **out, size_t *n
 /* Write the bytes to PATH.partial, fsync, rename, fsync the folder; a path that is not a regular file
  * (/dev/null, a pipe) is written in place. On failure no file stands under the final name. */
 kv_status kv_write_file(const char *path, const void *data, size_t n, kv_error *err);
+/* The folder that holds `path`, open to sync or to lock; -1 where that is not possible. The caller closes it. */
+int kv_open_folder_of(const char *path);
 /* The two halves of it, for writers that stream. `partial` (the temporary name) is malloc'd and is NULL when the
  * target is not a regular file. commit: flush, fsync, close, rename. abandon: close, remove the partial. */
 typedef struct {

@@ -38,3 +38,10 @@ set_of 'missing.txt' '{"id": "a", "file": "missing.txt"}'
 set_of "'a'" '{"id": "a", "text": "the"}
 {"id": "a", "text": "fox"}'
 refused 1 missing.jsonl kv-capture run -m "$MODEL" --prompts missing.jsonl -o out
+
+# Captures side by side into one folder: who needs the W_O file waits for whoever makes it.
+mkdir together
+(exec 9<together && flock 9 && touch locked && sleep 2 && rm locked) &
+until [ -e locked ]; do sleep 0.1; done
+ok kv-capture run -m "$MODEL" --prompts p.jsonl --only one -o together
+check 'it waited for the folder' [ ! -e locked ]

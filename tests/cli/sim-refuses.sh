@@ -24,6 +24,7 @@ for c in run keep; do
     $c 2 window= t.kvt -p snapkv:window=x -b 10%
     $c 2 window= t.kvt -p snapkv:window=-3 -b 10%
     $c 2 window= t.kvt -p 'snapkv:window=16|x' -b 10%
+    $c 2 '10,000 points' t.kvt -p "snapkv:window=$(seq -s '|' 101),kernel=$(seq -s '|' 1 2 199)" -b 10%
     $c 2 'policy' t.kvt -p '' -b 10%
     $c 2 -p t.kvt -b 10%
     $c 2 -b t.kvt -p snapkv
