@@ -91,8 +91,8 @@ static kv_status is_side(const char *path, const char *sha, bool *is, kv_error *
     return st == KV_ENOMEM ? st : KV_OK;
 }
 
-/* Captures that find it missing at the same time: on one machine they wait for the first. Shards may be on several, where
- * folders are seldom locked: each writes a file of its own, and the last one to finish replaces the equal file of
+/* Captures that find it missing at the same time: on one machine they wait for the first. Shards may be on several,
+ * where folders are seldom locked: each writes a file of its own, and the last one to finish replaces the equal file of
  * another. */
 static kv_status place_side(const kv_model *m, uint32_t n_layer, const uint32_t *layer, kv_dtype dtype, const char *sha,
                             const char *path, const char *shard, uint32_t threads, kv_error *err)
