@@ -43,14 +43,40 @@ typedef struct {
     uint32_t n_vocab;
     double *logit; /* [N][n_vocab] */
     bool changes;
-    double *x; /* [layers][N][hidden] residual stream entering each block */
+    uint32_t slots; /* of a cache that holds unrotated keys and turns them by slot (StreamingLLM); 0 = it does not */
+    double *x;      /* [layers][N][hidden] residual stream entering each block */
 } plain;
+
+enum { SINKS = 4, ROOM = 256 };
+
+static plain plain_of(world *w, const kv_point *p)
+{
+    bool slots = p && w->spec[p->spec].reindex;
+    return (plain){.w = w,
+                   .p = p,
+                   .changes = p && !slots && kv_schedule_used(&w->plan, p->spec),
+                   .slots = slots ? p->c.tokens : 0};
+}
+
+/* x, turned for position `from` by the model's RoPE, as it would be at position `to`. */
+static void turn(const kv_trace_info *in, const float *x, uint32_t from, uint32_t to, double *y)
+{
+    uint32_t half = in->head_dim / 2;
+    for (uint32_t j = 0; j < in->head_dim; j++) y[j] = x[j];
+    if (from == to) return;
+    for (uint32_t j = 0; j < half; j++) {
+        double f = pow(in->rope_theta, -(double)j / half), a = -f * from, b = f * to;
+        double re = x[j] * cos(a) - x[j + half] * sin(a), im = x[j] * sin(a) + x[j + half] * cos(a);
+        y[j] = re * cos(b) - im * sin(b), y[j + half] = re * sin(b) + im * cos(b);
+    }
+}
 
 static bool sees(const plain *s, const kv_schedule *sch, uint32_t layer, uint32_t h, uint32_t row, uint32_t key)
 {
     const kv_scene *sc = &s->w->scene;
     if (key > row) return false;
     if (row < sc->n_cut || !s->p) return true;
+    if (s->slots) return key < SINKS || key + (s->slots - SINKS) >= row; /* itself beside a full cache */
     const kv_ranking *rk = &s->w->plan.ranking[s->w->plan.ranking_of[s->p->spec]];
     uint32_t group = sc->info->n_q_head / sc->info->n_kv_head, U = rk->n_unit;
     uint32_t u = U == 1 ? 0 : U == sc->info->n_q_head ? h : h / group;
@@ -70,6 +96,7 @@ static kv_status attend(void *ctx, const kv_attn_view *a, bool *done, kv_error *
     uint32_t Hq = sc->info->n_q_head, Hk = sc->info->n_kv_head, d = sc->info->head_dim;
     kv_layer l = {0};
     kv_schedule sch = {0};
+    CHECK(d <= ROOM);
     if (s->changes) { /* the policy decides on the rows of this very run */
         CHECK(!kv_layer_load(sc, a->layer, KV_NEED_FUTURE | s->w->plan.needs, s->w->plan.max_window, &l, e));
         for (uint32_t h = 0; h < Hk; h++)
@@ -86,12 +113,17 @@ static kv_status attend(void *ctx, const kv_attn_view *a, bool *done, kv_error *
         for (uint32_t row = 0; row < N; row++) {
             const float *q = a->q + ((size_t)h * N + row) * d, *K = a->k + (size_t)(h / (Hq / Hk)) * a->kv_stride * d,
                         *V = a->v + (size_t)(h / (Hq / Hk)) * a->kv_stride * d;
-            double score[N], top = -INFINITY, sum = 0;
+            double score[N], top = -INFINITY, sum = 0, x[ROOM], y[ROOM];
+            uint32_t n = 0, slot = 0;
+            for (uint32_t i = 0; i < N; i++) n += sees(s, s->changes ? &sch : NULL, a->layer, h, row, i);
             for (uint32_t i = 0; i < N; i++) {
                 score[i] = -INFINITY;
                 if (!sees(s, s->changes ? &sch : NULL, a->layer, h, row, i)) continue;
+                bool turned = s->slots && row >= sc->n_cut;
                 score[i] = 0;
-                for (uint32_t j = 0; j < d; j++) score[i] += (double)q[j] * (double)K[(size_t)i * d + j];
+                turn(sc->info, q, row, turned ? n - 1 : row, x);
+                turn(sc->info, K + (size_t)i * d, i, turned ? slot++ : i, y);
+                for (uint32_t j = 0; j < d; j++) score[i] += x[j] * y[j];
                 score[i] *= (double)sc->info->scale;
                 top = fmax(top, score[i]);
             }
@@ -190,7 +222,7 @@ static void test_against_plain(const kv_model *m, const char *path, const char *
     run_plain(&full, m);
     CHECK(c.n_pred == N - P && c.noise >= 0 && c.noise < 1e-5);
     for (size_t i = 0; i < w.n_point; i++) {
-        plain s = {.w = &w, .p = &w.point[i], .changes = kv_schedule_used(&w.plan, w.point[i].spec)};
+        plain s = plain_of(&w, &w.point[i]);
         run_plain(&s, m);
         compare(&w, m, &c, i, &full, &s);
         free(s.logit), free(s.x);
@@ -246,10 +278,10 @@ static void test_generate(const kv_model *m, const char *path, const char *polic
     for (size_t i = 0; i <= n && g.token; i++) {
         const kv_point *p = i == n ? NULL : &w.point[i];
         const uint32_t *got = g.token + i * g.n_step;
-        bool same = true, changes = p && kv_schedule_used(&w.plan, p->spec);
+        bool same = true;
         CHECK(i == n || g.able[i]);
         for (uint32_t t = 0; t < LOOK && same; t++) {
-            plain s = {.w = &w, .p = p, .changes = changes};
+            plain s = plain_of(&w, p);
             run_plain(&s, m); /* rows behind position P + t - 1 hold old tokens, which nothing before them sees */
             const double *l = s.logit + (size_t)(P - 1 + t) * s.n_vocab;
             uint32_t best = 0;
@@ -331,14 +363,14 @@ int main(void)
                            "snapkv:window=4,granularity=query_head,tova:window=1");
         test_against_plain(m, path,
                            "streaming:decode=streaming,h2o:decode=h2o,window=4,tova:decode=tova,window=1,"
-                           "criticalkv:window=4");
+                           "criticalkv:window=4,streamingllm.reindex");
         test_full_is_free(m, path);
         test_generate(m, path, "snapkv:window=4,streaming,random:granularity=query_head,window=2", 3);
         test_generate(
             m, path,
             "h2o:decode=h2o,window=4,streaming:decode=streaming,tova:decode=tova,window=1,criticalkv:window=4,"
-            "cake.decode",
-            5);
+            "cake.decode,streamingllm.reindex",
+            6);
         test_not_followed(m, path);
         test_answers(m);
         test_refusals(m, path);
