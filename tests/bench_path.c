@@ -1,17 +1,18 @@
 /* bench_path.c MODEL PROMPTS.jsonl ID - the main jobs end to end, as CSV: capture against the same model's plain
- * forward pass, compression and reading per stream. Every ratio compares two things of the same run, alternated;
- * medians of REPEAT. Replay: bench_replay.c. */
+ * forward pass, compression and reading per stream, a sweep of the closed loop against plain passes. Every ratio
+ * compares two things of the same run, alternated; medians of REPEAT, of SWEEPS for the closed loop. Replay:
+ * bench_replay.c. */
 #include <stdlib.h>
 
 #include "capture/run.h"
 #include "capture/tokenizer.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
-#include "sim/replay.h"
+#include "sim/closed.h"
 #include "tests/bench.h"
 #include "traces/cli.h"
 
-enum { REPEAT = 5 };
+enum { REPEAT = 5, SWEEPS = 3 };
 
 static void die(const kv_error *e)
 {
@@ -27,20 +28,29 @@ static kv_status see_logits(void *ctx, uint32_t row0, uint32_t n, const float *l
     return KV_OK;
 }
 
+/* Wall and CPU seconds. */
+static void plain_pass(const kv_model *m, const kv_job *j, double *wall, double *cpu)
+{
+    kv_engine_options o = {.dtype = KV_F16, .threads = kv_cpu_count(), .capacity = j->n_token};
+    kv_engine *en = NULL;
+    kv_error e = {""};
+    float sink;
+    kv_engine_hook hook = {.ctx = &sink, .logits = see_logits};
+    double t = kv_seconds(CLOCK_MONOTONIC), c = kv_seconds(CLOCK_PROCESS_CPUTIME_ID);
+    if (kv_engine_open_cpu(m, &o, &en, &e) || kv_engine_run(en, j->token, j->n_token, &hook, NULL, &e)) die(&e);
+    kv_engine_close(en);
+    *wall = kv_seconds(CLOCK_MONOTONIC) - t, *cpu = kv_seconds(CLOCK_PROCESS_CPUTIME_ID) - c;
+}
+
 static void capture(const kv_model *m, kv_job *j)
 {
     double plain[REPEAT], rec[2][REPEAT], cpu[3][REPEAT];
     static const kv_record_level LEVEL[2] = {KV_RECORD_QKV, KV_RECORD_OBS};
     kv_error e = {""};
     for (int r = 0; r < REPEAT; r++) {
-        kv_engine_options o = {.dtype = KV_F16, .threads = kv_cpu_count(), .capacity = j->n_token};
-        kv_engine *en = NULL;
-        float sink;
-        kv_engine_hook hook = {.ctx = &sink, .logits = see_logits};
-        double t = kv_seconds(CLOCK_MONOTONIC), c = kv_seconds(CLOCK_PROCESS_CPUTIME_ID);
-        if (kv_engine_open_cpu(m, &o, &en, &e) || kv_engine_run(en, j->token, j->n_token, &hook, NULL, &e)) die(&e);
-        kv_engine_close(en);
-        plain[r] = j->n_token / (kv_seconds(CLOCK_MONOTONIC) - t), cpu[2][r] = kv_seconds(CLOCK_PROCESS_CPUTIME_ID) - c;
+        double t, c;
+        plain_pass(m, j, &t, &cpu[2][r]);
+        plain[r] = j->n_token / t;
         for (int l = 0; l < 2; l++) {
             kv_capture_request q = {.level = LEVEL[l], .dtype = KV_F16, .wo = "none", .threads = kv_cpu_count()};
             kv_capture_plan p;
@@ -103,6 +113,66 @@ static void stream(const kv_trace *t, kv_stream s, kv_dtype dtype)
     free(x), free(raw);
 }
 
+/* The trace of a job in build/bench.kvt. */
+static void record(const kv_model *m, kv_job *j, kv_trace **t)
+{
+    kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F16, .wo = "embed", .threads = kv_cpu_count()};
+    kv_capture_plan p;
+    kv_capture_result res;
+    kv_error e = {""};
+    if (kv_capture_plan_open(m, &q, j, &p, &e) || kv_capture_plan_run(&p, m, &q, j, "build/bench.kvt", &res, &e))
+        die(&e);
+    kv_capture_plan_close(&p);
+    if (kv_trace_open("build/bench.kvt", t, &e)) die(&e);
+}
+
+/* All that `kv-sim run --model` does of a trace but the database: rankings, counts, the replay, the model. */
+static void closed(kv_model *m, kv_job *j)
+{
+    static const char *const POLICIES = "snapkv,tova,h2o,knorm,streaming,ada-snapkv,pyramidkv,cake,criticalkv,oracle",
+                             *const BUDGETS = "2%,3%,5%,8%,13%,20%,32%,50%";
+    kv_spec *spec = NULL;
+    kv_budget *budget = NULL;
+    kv_trace *t = NULL;
+    kv_scene sc;
+    size_t n_spec = 0, n_budget = 0;
+    uint32_t threads = kv_cpu_count();
+    double plain[SWEEPS], sweep[SWEEPS], wall;
+    kv_error e = {""};
+    if (kv_model_hash(m, &e)) die(&e); /* the trace says which model it is from */
+    record(m, j, &t);
+    if (kv_scene_open(t, "prompt", 0, &sc, &e) || kv_spec_parse(POLICIES, &spec, &n_spec, &e) ||
+        kv_budget_parse(BUDGETS, &budget, &n_budget, &e) || kv_closed_check(m, &sc, &e))
+        die(&e);
+    size_t n = n_spec * n_budget;
+    kv_point *point = calloc(n, sizeof *point);
+    for (int r = 0; r < SWEEPS && point; r++) {
+        kv_plan plan;
+        kv_replay rp;
+        kv_closed c;
+        plain_pass(m, j, &wall, &plain[r]);
+        double began = kv_seconds(CLOCK_PROCESS_CPUTIME_ID);
+        for (size_t i = 0; i < n; i++)
+            point[i] = (kv_point){
+                .spec = i / n_budget,
+                .c = kv_budget_resolve(&budget[i % n_budget], sc.n_cut, sc.slot_bytes, sc.n_evict, sc.info->n_kv_head)};
+        if (kv_plan_build(&sc, spec, n_spec, threads, &plan, &e) || kv_points_count(&plan, point, n, threads, &e) ||
+            kv_replay_run(&plan, point, n, KV_M_CLOSED, threads, NULL, NULL, &rp, &e) ||
+            kv_closed_run(&plan, point, n, m, threads, NULL, NULL, NULL, &c, &e))
+            die(&e);
+        sweep[r] = kv_seconds(CLOCK_PROCESS_CPUTIME_ID) - began;
+        kv_closed_free(&c), kv_replay_free(&rp), kv_plan_free(&plan);
+        for (size_t i = 0; i < n; i++) free(point[i].counts);
+    }
+    printf("# closed loop: %u + %u tokens, %s at %s\n", sc.n_cut, sc.n_row, POLICIES, BUDGETS);
+    double a = kv_bench_row("closed_plain", "plain forward pass", plain, SWEEPS, "CPU-s"),
+           b = kv_bench_row("closed_sweep", "10 policies x 8 budgets", sweep, SWEEPS, "CPU-s");
+    printf("closed_cost,sweep / plain (wanted < 10),%.3f,,ratio\n", b / a);
+    for (size_t i = 0; i < n_spec; i++) kv_spec_free(&spec[i]);
+    free(spec), free(budget), free(point);
+    kv_scene_close(&sc), kv_trace_close(t);
+}
+
 int main(int argc, char **argv)
 {
     kv_error e = {""};
@@ -122,15 +192,13 @@ int main(int argc, char **argv)
     printf("name,what,median,min,unit\n");
     capture(m, &j);
     /* streams of the qkv trace, which has everything */
-    kv_capture_request q = {.level = KV_RECORD_QKV, .dtype = KV_F16, .wo = "embed", .threads = kv_cpu_count()};
-    kv_capture_plan p;
-    kv_capture_result res;
-    if (kv_capture_plan_open(m, &q, &j, &p, &e) || kv_capture_plan_run(&p, m, &q, &j, "build/bench.kvt", &res, &e))
-        die(&e);
-    kv_capture_plan_close(&p);
-    if (kv_trace_open("build/bench.kvt", &t, &e)) die(&e);
+    record(m, &j, &t);
     for (kv_stream s = KV_S_Q; s <= KV_S_V; s++) stream(t, s, KV_F16), stream(t, s, KV_BF16);
     kv_trace_close(t);
+    kv_job_free(&j);
+    kv_job_options rows = {.decode = 96};
+    if (kv_job_from_prompt(m, &ps.v[at], &rows, &j, &e)) die(&e);
+    closed(m, &j);
     kv_job_free(&j);
     kv_prompts_free(&ps);
     kv_model_close(m);
