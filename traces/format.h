@@ -141,6 +141,15 @@ typedef struct {
     uint32_t n_token; /* rows 0..n_token-1; 0 = all */
 } kvt_part;
 
+/* --- zstd frames of bytes in which nothing repeats (literals.c) --- */
+typedef struct kvt_coder kvt_coder; /* for one thread */
+kvt_coder *kvt_coder_open(void);    /* NULL: out of memory; free() it */
+size_t kvt_literals_bound(size_t n);
+/* 1 <= n < 2^32 bytes as one zstd frame with content size and checksum at dst, which has room for
+ * kvt_literals_bound(n); returns its bytes. It cannot fail: what Huffman's coding does not make smaller is stored as it
+ * is. */
+size_t kvt_literals(kvt_coder *c, uint8_t *dst, const uint8_t *src, size_t n);
+
 /* --- writer.c: stop, and remove the partial too: for conversions, which can simply be run again. NULL accepted. */
 void kvt_discard(kv_trace_writer *w);
 

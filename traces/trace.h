@@ -177,7 +177,7 @@ kv_status kv_trace_writer_memory(kv_trace_writer *w, const kv_trace_memory *room
 /* Bytes in and out per stream, for `info`, --dry-run checks and benches; arrays are indexed by stream number. */
 typedef struct {
     uint64_t raw[32], stored[32];
-    double compress_s; /* CPU seconds in zstd, of all `threads` */
+    double compress_s; /* CPU seconds of compressing, of all `threads` */
     double write_s;    /* seconds in write() and fdatasync() */
     double wait_s;     /* seconds a caller waited for room in the ring */
     double copy_s;     /* seconds a caller copied bytes into it */

@@ -5,7 +5,6 @@
  * The ring is the back-pressure: put waits for an empty slot. With threads = 0 put does all three steps itself. A block
  * whose bytes are still on their way (kv_trace_put_from) is FULL at once; the compressor that takes it waits for them.
  * What stands in the file depends on the calls only, never on time or threads. */
-#define ZSTD_STATIC_LINKING_ONLY /* ZSTD_c_literalCompressionMode */
 #include "traces/format.h"
 #include "traces/memtext.h"
 
@@ -31,7 +30,8 @@ typedef struct {
 
 /* What one compressor owns. */
 typedef struct {
-    ZSTD_CCtx *plain, *expo;
+    ZSTD_CCtx *zstd;
+    kvt_coder *literals;
     uint8_t *plane;
     size_t plane_cap;
 } packer;
@@ -65,27 +65,17 @@ struct kv_trace_writer {
 /* ------------------------------------------------------------------------------------------ compressing */
 static kv_status packer_open(packer *p, kv_error *err)
 {
-    p->plain = ZSTD_createCCtx(), p->expo = ZSTD_createCCtx();
-    if (!p->plain || !p->expo) return kv_fail(err, KV_ENOMEM, "out of memory: cannot start a compressor");
-    ZSTD_CCtx *c[2] = {p->plain, p->expo};
-    for (int i = 0; i < 2; i++) {
-        ZSTD_CCtx_setParameter(c[i], ZSTD_c_compressionLevel, 1);
-        ZSTD_CCtx_setParameter(c[i], ZSTD_c_checksumFlag, 1);
-    }
-    /* Sign and exponent bytes have skewed statistics and no repeats, mantissas have neither: a search that seldom finds
-     * anything leaves them to the entropy coder, at more than three times the speed and at the same ratio. Long steps
-     * of the search would turn Huffman's coding off, were it not asked for; where it cannot be, steps stay short. */
-    ZSTD_CCtx_setParameter(p->expo, ZSTD_c_minMatch, 7);
-    ZSTD_CCtx_setParameter(p->expo, ZSTD_c_hashLog, 6);
-    if (!ZSTD_isError(ZSTD_CCtx_setParameter(p->expo, ZSTD_c_literalCompressionMode, ZSTD_lcm_huffman)))
-        ZSTD_CCtx_setParameter(p->expo, ZSTD_c_targetLength, ZSTD_TARGETLENGTH_MAX);
+    p->zstd = ZSTD_createCCtx(), p->literals = kvt_coder_open();
+    if (!p->zstd || !p->literals) return kv_fail(err, KV_ENOMEM, "out of memory: cannot start a compressor");
+    ZSTD_CCtx_setParameter(p->zstd, ZSTD_c_compressionLevel, 1);
+    ZSTD_CCtx_setParameter(p->zstd, ZSTD_c_checksumFlag, 1);
     return KV_OK;
 }
 
 static void packer_close(packer *p)
 {
-    ZSTD_freeCCtx(p->plain), ZSTD_freeCCtx(p->expo);
-    free(p->plane);
+    ZSTD_freeCCtx(p->zstd);
+    free(p->literals), free(p->plane);
     memset(p, 0, sizeof *p);
 }
 
@@ -121,7 +111,7 @@ static void split_planes(const uint8_t *src, size_t n, size_t size, uint8_t *dst
 }
 
 /* In layer 0 V and what enters depend on the token alone and repeat with it; elsewhere nothing repeats (capture
- * measurements). */
+ * measurements), and a search for repeats costs much and finds nothing. */
 static bool no_repeats(const kvt_entry *e)
 {
     return e->stream == KV_S_Q || e->stream == KV_S_K || e->stream == KV_S_OUT ||
@@ -132,8 +122,9 @@ static bool no_repeats(const kvt_entry *e)
 static kv_status pack(packer *p, slot *s, kv_error *err)
 {
     kvt_entry *e = &s->e;
-    size_t head = kvt_header_bytes(e), frame_raw = kvt_frame_raw(e), bound = ZSTD_compressBound(frame_raw), at = head;
-    size_t cap;
+    bool literals = e->planes > 1 && no_repeats(e);
+    size_t head = kvt_header_bytes(e), frame_raw = kvt_frame_raw(e), at = head, cap;
+    size_t bound = literals ? kvt_literals_bound(frame_raw) : ZSTD_compressBound(frame_raw);
     kv_status st;
     if (!kv_mul(bound, e->frames, &cap) || !kv_add(cap, head, &cap)) return kv_fail(err, KV_EMISUSE, "chunk too large");
     if ((st = grow(&s->out, &s->out_cap, cap, err)) ||
@@ -148,8 +139,8 @@ static kv_status pack(packer *p, slot *s, kv_error *err)
             if (!plane) split_planes(raw, frame_raw, e->planes, p->plane);
             raw = p->plane + plane * frame_raw;
         }
-        ZSTD_CCtx *c = e->planes > 1 && no_repeats(e) ? p->expo : p->plain;
-        size_t got = ZSTD_compress2(c, s->out + at, s->out_cap - at, raw, frame_raw);
+        size_t got = literals ? kvt_literals(p->literals, s->out + at, raw, frame_raw)
+                              : ZSTD_compress2(p->zstd, s->out + at, s->out_cap - at, raw, frame_raw);
         if (ZSTD_isError(got)) return kv_fail(err, KV_ENOMEM, "cannot compress: %s", ZSTD_getErrorName(got));
         kv_put32(s->out + 88 + 8 * (size_t)f, (uint32_t)got);
         kv_put32(s->out + 92 + 8 * (size_t)f, (uint32_t)frame_raw);
