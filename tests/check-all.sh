@@ -59,7 +59,7 @@ export OPENBLAS_NUM_THREADS=1
 export ASAN_OPTIONS=strict_string_checks=1:detect_stack_use_after_return=1:detect_leaks=1
 export UBSAN_OPTIONS=print_stacktrace=1
 stage 'build, gcc ASan UBSan' build '' SAN=address,undefined all tests
-for t in analyze base capture chat closed compare fuzz gap model plugin schedules stats stream tokenizer tokenizer_hf traces; do
+for t in analyze base capture chat closed compare fuzz gap literals model plugin schedules stats stream tokenizer tokenizer_hf traces; do
     stage "ASan test_$t" $asan/tests/test_$t
 done
 stage 'ASan command line' sh tests/cli/run.sh $asan trace-damaged trace-recover trace-import trace-misuse capture-refuses sim-refuses analyze-refuses
