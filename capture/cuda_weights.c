@@ -58,7 +58,7 @@ static void read_task(void *ctx, size_t i)
 static kv_status send(upload *u, const kv_tensor *t, void *to, kv_error *err)
 {
     kv_cuda *e = u->e;
-    size_t row_bytes = t->f32 ? t->cols * sizeof(float) : t->row_bytes, most = PART_BYTES / row_bytes;
+    size_t row_bytes = t->f32 ? t->cols * sizeof(float) : t->row_bytes; /* 0: weights that are drawn, not stored */
     uint32_t step = TASK_ROWS;
     kv_status st = KV_OK;
 
@@ -77,7 +77,8 @@ static kv_status send(upload *u, const kv_tensor *t, void *to, kv_error *err)
     uint64_t number = u->n_sent;
     u->sent_t[u->n_sent++] = t;
     if (t->group && t->group < t->rows && t->group > step) step = t->group; /* reordered heads are read whole */
-    most = most < 1 ? 1 : most > step ? most / step * step : most;
+    size_t most = PART_BYTES / row_bytes;
+    if (most > step) most = most / step * step;
     for (uint32_t row = 0, n; row < t->rows && !st; row += n, u->turn ^= 1) {
         n = t->rows - row < most ? t->rows - row : (uint32_t)most;
         if (kv_interrupted()) return kv_fail(err, KV_EINTERRUPTED, "stopped by a signal while loading weights");
