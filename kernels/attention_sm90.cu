@@ -50,10 +50,30 @@ template <typename T, int D, int N> KV_DEV void output(float (&o)[D / 2], const 
     for (int i = 0; i < N / 16; i++) kv_wgmma<T, D>::rs(o, p[i], v + i * (16 * 128 / 16), 1);
 }
 
-/* The scores of a thread, 64 or 32: s[4 n + 2 h + x] is row quad + 8 h, key 8 n + 2 t + x. Masks, raises the maxima,
- * leaves e^(s - m) in s, and gives what O must be multiplied by. */
+/* The scores of a thread, 64 or 32: s[4 n + 2 h + x] is row quad + 8 h, key 8 n + 2 t + x. Score i of row h: */
+template <int N> KV_DEV float mine(const float (&s)[N], int h, int i)
+{
+    return s[i / 2 * 4 + h * 2 + i % 2];
+}
+
+/* The first key whose score is `top`, ~0 without one; key: the thread's first, part: the maxima of its quarters. Looks
+ * for the quarter, then in it: a tile that raises a maximum is no longer rare when there are few tiles. */
+template <int N> KV_DEV uint32_t first_of(const float (&s)[N], int h, const float (&part)[4], float top, uint32_t key)
+{
+    const int Q = N / 8;
+    const bool in0 = part[0] == top, in1 = part[1] == top, in2 = part[2] == top;
+    uint32_t at = ~0u;
+#pragma unroll
+    for (int x = Q - 1; x >= 0; x--) {
+        float v = in0 ? mine(s, h, x) : in1 ? mine(s, h, Q + x) : in2 ? mine(s, h, 2 * Q + x) : mine(s, h, 3 * Q + x);
+        if (v == top) at = key + x / 2 * 8 + x % 2;
+    }
+    return at == ~0u ? at : at + (in0 ? 0 : in1 ? 1 : in2 ? 2 : 3) * (Q / 2 * 8);
+}
+
+/* Masks, raises the maxima, leaves e^(s - m) in s, and gives what O must be multiplied by; false: by nothing. */
 template <bool STAT, int N>
-KV_DEV void softmax(const kv_attn_args &g, float (&s)[N], kv_row (&row)[2], float (&factor)[2], uint32_t my,
+KV_DEV bool softmax(const kv_attn_args &g, float (&s)[N], kv_row (&row)[2], float (&factor)[2], uint32_t my,
                     uint32_t j0, uint32_t t, bool whole)
 {
     const kv_cuda_attn &a = g.a;
@@ -76,33 +96,47 @@ KV_DEV void softmax(const kv_attn_args &g, float (&s)[N], kv_row (&row)[2], floa
                 }
         }
     }
+    /* both rows' maxima first, and their sums side by side: neither waits for the other */
+    float top[2], part[2][4], off[2];
+    bool moved = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            part[h][i] = KV_MASKED;
+#pragma unroll
+            for (int x = 0; x < N / 8; x++) part[h][i] = fmaxf(part[h][i], mine(s, h, i * (N / 8) + x));
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+        top[h] = kv_quad_max(fmaxf(fmaxf(part[h][0], part[h][1]), fmaxf(part[h][2], part[h][3])));
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         kv_row &r = row[h];
-        float top = fmaxf(s[h * 2], s[h * 2 + 1]);
-#pragma unroll
-        for (int n = 1; n < N / 4; n++) top = fmaxf(top, fmaxf(s[n * 4 + h * 2], s[n * 4 + h * 2 + 1]));
-        top = kv_quad_max(top);
-        if (STAT && __any_sync(~0u, top > r.m)) {
-            uint32_t arg = ~0u;
-#pragma unroll
-            for (int x = N / 2 - 1; x >= 0; x--)
-                if (s[x / 2 * 4 + h * 2 + x % 2] == top) arg = j0 + x / 2 * 8 + t * 2 + x % 2;
-            arg = kv_quad_min(arg);
-            if (top > r.m) r.arg = arg;
+        factor[h] = 1;
+        if (__any_sync(~0u, top[h] > r.m)) {
+            if (STAT) {
+                uint32_t arg = kv_quad_min(first_of(s, h, part[h], top[h], j0 + t * 2));
+                if (top[h] > r.m) r.arg = arg;
+            }
+            factor[h] = kv_row_raise<STAT>(r, top[h], g.c1);
+            moved = true;
         }
-        factor[h] = kv_row_raise<STAT>(r, top, g.c1);
-        float base = r.m > KV_UNSEEN ? -r.m * g.c1 : 0.f;
+        off[h] = r.m > KV_UNSEEN ? -r.m * g.c1 : 0.f;
+    }
 #pragma unroll
-        for (int n = 0; n < N / 4; n++)
+    for (int n = 0; n < N / 4; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
 #pragma unroll
             for (int x = 0; x < 2; x++) {
-                float y = fmaf(s[n * 4 + h * 2 + x], g.c1, base), e = kv_exp2(y);
+                kv_row &r = row[h];
+                float y = fmaf(s[n * 4 + h * 2 + x], g.c1, off[h]), e = kv_exp2(y);
                 s[n * 4 + h * 2 + x] = e;
                 r.l += e;
                 if (STAT) r.a = fmaf(e, y, r.a), r.c = fmaf(e, e, r.c);
             }
-    }
+    return moved;
 }
 
 template <typename T, int N> KV_DEV void halves(const float (&s)[N], uint32_t (&p)[N / 8][4])
@@ -204,14 +238,16 @@ __global__ void __launch_bounds__(THREADS, 1)
             kv_wgmma_wait<1>();
             kv_hold(s);
             if (lane == 0) kv_bar_arrive(k_empty + 8 * stage);
-            softmax<STAT>(g, s, row, factor, my, j0, t, whole(j0));
+            const bool moved = softmax<STAT>(g, s, row, factor, my, j0, t, whole(j0));
             kv_wgmma_wait<0>();
             kv_hold(o);
             if (lane == 0) kv_bar_arrive(v_empty + 8 * before);
+            if (moved) {
 #pragma unroll
-            for (int n = 0; n < D / 8; n++)
+                for (int n = 0; n < D / 8; n++)
 #pragma unroll
-                for (int x = 0; x < 4; x++) o[n * 4 + x] *= factor[x / 2];
+                    for (int x = 0; x < 4; x++) o[n * 4 + x] *= factor[x / 2];
+            }
             halves<T>(s, p);
         }
         if (n_tile) {
