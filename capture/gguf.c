@@ -254,7 +254,7 @@ static kv_status parse(kv_gguf *g, kv_error *err)
     kv_status st = need(g, 4, "magic", err);
     if (st) return st;
     if (memcmp(g->head, "GGUF", 4))
-        return BAD(g, "bad magic '%s' (not a GGUF file; HF folders and other formats are not supported yet)",
+        return BAD(g, "bad magic '%s' (not a GGUF file; a model is a GGUF file or a Hugging Face folder)",
                    kv_show((const char *)g->head, 4).s);
     g->at = 4;
     if ((st = take_u32(g, "version", &version, err))) return st;
@@ -320,9 +320,7 @@ static kv_status open_file(kv_gguf *g, const char *path, kv_error *err)
     g->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block; regular files do not notice */
     if (g->fd < 0) return kv_fail(err, KV_EIO, "cannot open model '%s': %s", g->path, strerror(errno));
     if (fstat(g->fd, &s)) return kv_fail(err, KV_EIO, "cannot open model '%s': %s", g->path, strerror(errno));
-    if (S_ISDIR(s.st_mode))
-        return kv_fail(err, KV_EUNSUPPORTED,
-                       "cannot open model '%s': not a GGUF file (HF folders are not supported yet)", g->path);
+    if (S_ISDIR(s.st_mode)) return kv_fail(err, KV_EUNSUPPORTED, "cannot open model '%s': not a GGUF file", g->path);
     if (!S_ISREG(s.st_mode)) return kv_fail(err, KV_EFORMAT, "cannot open model '%s': not a regular file", g->path);
     g->size = (uint64_t)s.st_size;
     return parse(g, err);
